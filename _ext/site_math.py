@@ -42,9 +42,16 @@ def render(latex: str, display: bool) -> str:
 render_with_katex = katex.render_latex
 
 
-def drop_repeated_ids(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+def tidy_boxes(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     for section in doctree.findall(nodes.section):
         section["ids"] = [i for i in section["ids"] if i not in REPEATED_IDS]
+    # A proof has no label of its own: its id is always "proof", and its first word is plain text.
+    for proof in doctree.findall(lambda node: isinstance(node, nodes.admonition) and node["ids"] == ["proof"]):
+        proof["ids"] = []
+        proof["classes"].append("proof-text")
+        first = next(iter(proof.findall(nodes.Text)), None)
+        if first is not None and first.startswith("Proof."):
+            first.parent.replace(first, [nodes.emphasis("", "Proof."), nodes.Text(first.removeprefix("Proof."))])
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
@@ -52,5 +59,5 @@ def setup(app: Sphinx) -> dict[str, Any]:
     # By default KaTeX paints what it cannot read in red; here such a formula stops the build.
     katex.KATEX_DEFAULT_OPTIONS["throwOnError"] = True
     katex.render_latex = lambda latex, options=None: render(latex, bool(options))
-    app.connect("doctree-resolved", drop_repeated_ids)
+    app.connect("doctree-resolved", tidy_boxes)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": False}
