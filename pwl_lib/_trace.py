@@ -10,8 +10,9 @@ from __future__ import annotations
 import inspect
 import itertools
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -72,11 +73,32 @@ class Switch:
     margin: Tensor
 
 
+@contextmanager
+def untouched(model: Model, x: Tensor) -> Iterator[None]:
+    """What the model does to its buffers and to the random numbers in here is undone; gradients can be had, code runs uncompiled."""
+    buffers = [b for b in model.buffers() if not b.is_inference()] if isinstance(model, nn.Module) else []
+    before = [b.detach().clone() for b in buffers]
+    compiled = "torch._dynamo" in sys.modules
+    with (
+        torch.random.fork_rng([x.device] if x.is_cuda else []),
+        torch.inference_mode(False),
+        torch.compiler.set_stance("force_eager") if compiled else nullcontext(),
+    ):
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for buffer, value in zip(buffers, before, strict=True):
+                    if not torch.equal(buffer, value):  # batch norm writes without a new version
+                        buffer.copy_(value)
+
+
 class Trace(TorchFunctionMode):
     """Runs a model with its switches frozen: at their own choices the first time, at the recorded ones in a replay."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
+        model = getattr(model, "_orig_mod", model)  # what torch.compile was given
         self.model = model
         self.offenders: list[Offender] = []
         self.switches: list[Switch] = []
@@ -116,6 +138,8 @@ class Trace(TorchFunctionMode):
     def _watch_modules(self) -> Iterator[None]:
         def enter(module: nn.Module, _: Any) -> None:
             self._modules.append(module)
+            if isinstance(module, torch.jit.ScriptModule):
+                self.offend("TorchScript, which cannot be watched")
 
         def leave(module: nn.Module, *_: Any) -> None:
             self._modules.pop()
@@ -180,7 +204,8 @@ class Trace(TorchFunctionMode):
         elif name == "__setitem__":
             self._judge_dependence(name, [args[0], args[2]], dependent)
         elif base in _AFFINE_IN_FIRST and kwargs.get("rounding_mode") is None:
-            self._judge_dependence(name, _tensors(args[:1]), dependent)
+            first = args[:1] or (kwargs.get("input"),)
+            self._judge_dependence(name, _tensors(first), dependent)
         elif base in _AFFINE_IN_ONE:
             if len(dependent) > 1:
                 self.offend(f"{name} to two tensors that depend on the input")
@@ -198,7 +223,8 @@ class Trace(TorchFunctionMode):
             self.offend(f"the property {name}")
 
     def _judge_dependence(self, name: str, allowed: Sequence[Any], dependent: Sequence[Tensor]) -> None:
-        if any(all(tensor is not good for good in allowed) for tensor in dependent):
+        # Tensors are compared by identity, and x / x holds the same one twice.
+        if any(all(tensor is not good for good in allowed) for tensor in dependent) or len(dependent) > len(allowed):
             self.offend(f"{name} with an index, a divisor or a size that depends on the input")
 
     def _apply_rule(self, rule: Callable[..., Any], name: str, args: Any, kwargs: Any) -> Any:
@@ -228,7 +254,7 @@ def _tensors(value: Any) -> list[Tensor]:
 
 
 def per_sample(value: Tensor, batch: int, path: str) -> Tensor:
-    if value.shape[0] != batch:
+    if value.dim() == 0 or value.shape[0] != batch:
         raise ValueError(
             f"the switch in module '{path}' must keep the batch of {batch} as its first dimension, got shape {tuple(value.shape)}"
         )
@@ -481,6 +507,8 @@ def _batch_norm(
 ) -> Tensor:
     if training:
         raise NotPiecewiseLinear("in training mode, which divides by the deviation of the batch")
+    if any(trace.depends(tensor) for tensor in _tensors((running_mean, running_var, weight, bias))):
+        raise NotPiecewiseLinear("with a scale or a shift that depends on the input")
     return F.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
 
 
@@ -507,6 +535,7 @@ _RULES: dict[str, Callable[..., Any]] = {
     "hardsigmoid": _hardsigmoid,
     "softshrink": _softshrink,
     "threshold": _threshold,
+    "_threshold": _threshold,  # the name that nn.Threshold calls
     "clamp": _clamp,
     "clip": _clamp,
     "clamp_min": _clamp_min,

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pwl_lib._trace import Model, Offender, Trace, per_sample
+from pwl_lib._trace import Model, Offender, Trace, per_sample, untouched
 
 __all__ = [
     "AffinePiece",
@@ -59,7 +59,7 @@ class AffinePiece(NamedTuple):
 
     def __call__(self, x: Tensor) -> Tensor:
         """Evaluates piece ``i`` at ``x[i]``: ``x: (B, n)`` or ``(B, *input_shape)`` gives ``(B, m)``."""
-        return torch.einsum("bmn,bn->bm", self.A, _rows("x", x, self.A.shape[0], self.A.shape[2])) + self.b
+        return torch.einsum("bmn,bn->bm", self.A, _rows("x", x, self.A)) + self.b
 
 
 class Polyhedron(NamedTuple):
@@ -72,7 +72,7 @@ class Polyhedron(NamedTuple):
 
     def contains(self, z: Tensor, tol: float = 0.0) -> Tensor:
         """Says for each sample whether ``z[i]`` lies in polyhedron ``i``: ``z: (B, n)`` gives ``(B,) bool``."""
-        z = _rows("z", z, self.H.shape[0], self.H.shape[2])
+        z = _rows("z", z, self.H)
         return (torch.einsum("bkn,bn->bk", self.H, z) <= self.c + tol).all(dim=1)
 
 
@@ -105,7 +105,7 @@ def is_piecewise_linear(model: Model, x: Tensor) -> PiecewiseLinearity:
     """
     _check_input(x)
     trace = Trace(model)
-    with torch.no_grad():
+    with untouched(model, x), torch.no_grad():
         trace.run(x)
     return PiecewiseLinearity(trace.offenders)
 
@@ -137,7 +137,7 @@ def activation_pattern(model: Model, x: Tensor) -> Tensor:
     """
     _check_input(x)
     trace = Trace(model)
-    with torch.no_grad():
+    with untouched(model, x), torch.no_grad():
         trace.run(x)
     _refuse_offenders(trace)
     words = [per_sample(switch.choice, x.shape[0], switch.path) for switch in trace.switches]
@@ -179,11 +179,12 @@ def affine_piece(model: Model, x: Tensor) -> AffinePiece:
     Source: the book, :eq:`eq-affine-piece`.
     """
     _check_input(x)
-    frozen, leaf, y = _freeze(model, x)
-    with torch.no_grad():
-        b = frozen.replay(torch.zeros_like(x)).flatten(1)
-    A = _jacobian(y.flatten(1), leaf)
-    _verify("output", AffinePiece(A, b), x, model(x).detach().flatten(1))
+    with untouched(model, x):
+        frozen, leaf, y = _freeze(model, x)
+        A = _jacobian(_flat(y), leaf)
+        with torch.no_grad():
+            b = _flat(frozen.replay(torch.zeros_like(x)))
+            _verify("output", AffinePiece(A, b), x, _flat(model(x.clone())))
     return AffinePiece(A, b)
 
 
@@ -214,13 +215,14 @@ def polyhedron(model: Model, x: Tensor) -> Polyhedron:
     Source: the book, :eq:`eq-region-polyhedron`.
     """
     _check_input(x)
-    frozen, leaf, _ = _freeze(model, x)
-    margin = frozen.margins(x)
-    with torch.no_grad():
-        frozen.replay(torch.zeros_like(x))
-        at_zero = frozen.margins(x)
-    slope = _jacobian(margin, leaf)
-    _verify("switch", AffinePiece(slope, at_zero), x, margin.detach())
+    with untouched(model, x):
+        frozen, leaf, _ = _freeze(model, x)
+        margin = frozen.margins(x)
+        slope = _jacobian(margin, leaf)
+        with torch.no_grad():
+            frozen.replay(torch.zeros_like(x))
+            at_zero = frozen.margins(x)
+            _verify("switch", AffinePiece(slope, at_zero), x, margin)
     return Polyhedron(-slope, at_zero)
 
 
@@ -239,7 +241,8 @@ def active_subnetwork(model: nn.Sequential, x: Tensor) -> nn.Sequential:
 
     Raises:
         TypeError: ``model`` is not an ``nn.Sequential``, or holds another module than ``nn.Linear`` and ReLU.
-        ValueError: ``x`` is not one finite vector, or two ``nn.Linear`` do not have a ReLU between them.
+        ValueError: ``x`` is not one finite vector of the model's input size, two ``nn.Linear`` do not have a ReLU between them,
+            or the model does not end with ``nn.Linear``.
 
     Example:
         >>> import torch
@@ -257,6 +260,7 @@ def active_subnetwork(model: nn.Sequential, x: Tensor) -> nn.Sequential:
         raise ValueError(f"x must be one input of shape (n,), got shape {tuple(x.shape)}")
     _check_input(x[None])
     layers: list[nn.Linear] = []
+    is_relu = False
     hidden, alive = x, torch.ones_like(x, dtype=torch.bool)
     for position, (name, module) in enumerate(model.named_children()):
         is_relu = type(module).__name__ == "ReLU"
@@ -269,6 +273,10 @@ def active_subnetwork(model: nn.Sequential, x: Tensor) -> nn.Sequential:
                 f"nn.Linear and ReLU must take turns, nn.Linear first; module '{name}' is {type(module).__name__}"
             )
         if isinstance(module, nn.Linear):
+            if hidden.shape[0] != module.in_features:
+                raise ValueError(
+                    f"x must have the {module.in_features} numbers that module '{name}' takes, got {hidden.shape[0]}"
+                )
             layers.append(_linear(module.weight[:, alive], module.bias))
             hidden = module(hidden)
         else:
@@ -276,6 +284,10 @@ def active_subnetwork(model: nn.Sequential, x: Tensor) -> nn.Sequential:
             last = layers[-1]
             layers[-1] = _linear(last.weight[alive], None if last.bias is None else last.bias[alive])
             hidden = torch.where(alive, hidden, 0)
+    if is_relu:
+        raise ValueError(
+            f"model must end with nn.Linear, since the last ReLU cannot be taken out; it ends with module '{name}'"
+        )
     return nn.Sequential(*layers)
 
 
@@ -299,11 +311,18 @@ def _check_input(x: Tensor) -> None:
         raise ValueError("x must be finite, got NaN or an infinity")
 
 
-def _rows(name: str, x: Tensor, batch: int, features: int) -> Tensor:
-    flat = x.flatten(1) if x.dim() > 1 else x
-    if flat.shape != (batch, features):
+def _rows(name: str, x: Tensor, matrices: Tensor) -> Tensor:
+    batch, _, features = matrices.shape
+    if x.dtype != matrices.dtype:
+        raise TypeError(f"{name} must be {matrices.dtype}, got {x.dtype}")
+    if x.dim() == 0 or _flat(x).shape != (batch, features):
         raise ValueError(f"{name} must have {batch} samples of {features} numbers, got shape {tuple(x.shape)}")
-    return flat
+    return _flat(x)
+
+
+def _flat(x: Tensor) -> Tensor:
+    """``(B, *shape)`` as ``(B, n)``."""
+    return x.flatten(1) if x.dim() > 1 else x[:, None]
 
 
 def _refuse_offenders(trace: Trace) -> None:
@@ -339,7 +358,17 @@ def _jacobian(y: Tensor, x: Tensor) -> Tensor:
             total, x, part, is_grads_batched=True, retain_graph=True, allow_unused=True, materialize_grads=True
         )
         rows.append(grad.flatten(2) if grad.dim() > 2 else grad[..., None])
-    return torch.cat(rows).movedim(0, 1).to(y.dtype)
+    jacobian = torch.cat(rows).movedim(0, 1).to(y.dtype)
+    # The sum over the batch is right only where the samples do not mix: then weights that differ between them agree with it.
+    weights = torch.arange(1, y.numel() + 1, dtype=y.dtype, device=y.device).cos().reshape(y.shape)
+    (together,) = torch.autograd.grad(y, x, weights, retain_graph=True, allow_unused=True, materialize_grads=True)
+    apart = torch.einsum("bm,bmn->bn", weights, jacobian)
+    scale = torch.einsum("bm,bmn->bn", weights.abs(), jacobian.abs()) + together.abs().reshape(apart.shape)
+    if not bool(((together.reshape(apart.shape) - apart).abs() <= math.sqrt(torch.finfo(y.dtype).eps) * scale).all()):
+        raise ValueError(
+            "model must treat each sample of the batch alone, but an output of one depends on the input of another"
+        )
+    return jacobian
 
 
 def _verify(what: str, piece: AffinePiece, x: Tensor, value: Tensor) -> None:
@@ -349,6 +378,6 @@ def _verify(what: str, piece: AffinePiece, x: Tensor, value: Tensor) -> None:
     error = (torch.einsum("bmn,bn->bm", piece.A, flat) + piece.b - value).abs()
     if not bool((error <= math.sqrt(torch.finfo(value.dtype).eps) * scale).all()):
         raise ValueError(
-            f"each {what} of the model must depend on its own sample alone, and gradients must flow through it; "
+            f"each {what} of the model must be a fixed function of its own sample, and gradients must flow through it; "
             f"here A x + b misses the model's value by up to {error.max().item():.3g}"
         )
