@@ -11,7 +11,6 @@ the same hull and needs no convexity.
 
 from __future__ import annotations
 
-import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import NamedTuple
@@ -51,11 +50,14 @@ class Subdifferential(ABC):
 
     @abstractmethod
     def min_norm(self) -> Tensor:
-        """The element of least Euclidean norm. It is 0 exactly where 0 is a subgradient, at a minimum of a convex function."""
+        """The element of least Euclidean norm: 0, up to rounding, exactly where 0 is a subgradient, at a minimum of a convex function."""
 
     @abstractmethod
     def contains(self, g: Tensor | float, tol: float = 1e-9) -> bool:
-        """Says whether ``g`` lies within a distance ``tol`` of the set. Raises ValueError for a ``g`` of another shape."""
+        """Says whether ``g`` lies within a distance ``tol`` of the set, computed in double precision.
+
+        Raises ValueError for a ``g`` of another shape. A ``g`` that was itself rounded, to ``float32`` say, needs a larger ``tol``.
+        """
 
     @abstractmethod
     def directional_derivative(self, v: Tensor | float) -> Tensor:
@@ -70,6 +72,7 @@ class Box(Subdifferential):
         upper: the shape of ``lower``, nowhere below it.
 
     Raises:
+        TypeError: a bound is not floating point.
         ValueError: the shapes differ, a bound is not finite, or ``lower`` exceeds ``upper``.
 
     Example:
@@ -83,8 +86,8 @@ class Box(Subdifferential):
     def __init__(self, lower: Tensor, upper: Tensor) -> None:
         if lower.shape != upper.shape:
             raise ValueError(f"upper must have the shape of lower, {tuple(lower.shape)}, got {tuple(upper.shape)}")
-        _check_finite("lower", lower)
-        _check_finite("upper", upper)
+        _check_floating("lower", lower)
+        _check_floating("upper", upper)
         if bool((lower > upper).any()):
             raise ValueError("lower must not exceed upper")
         self.lower, self.upper = lower, upper
@@ -97,13 +100,12 @@ class Box(Subdifferential):
             raise ValueError(
                 f"the box has 2**{len(free)} vertices, which is too many to list; use contains or min_norm"
             )
-        corners = []
-        for ends in itertools.product((lower, upper), repeat=len(free)):
-            corner = lower.clone()
-            for position, end in zip(free, ends, strict=True):
-                corner[position] = end[position]
-            corners.append(corner)
-        return torch.stack(corners).reshape(-1, *self.lower.shape)
+        ends = torch.arange(2 ** len(free), device=lower.device)[:, None] >> torch.arange(
+            len(free) - 1, -1, -1, device=lower.device
+        )
+        corners = lower.repeat(2 ** len(free), 1)
+        corners[:, free] = torch.where((ends & 1).bool(), upper[free], lower[free])
+        return corners.reshape(len(corners), *self.lower.shape)
 
     def min_norm(self) -> Tensor:
         return torch.zeros_like(self.lower).clamp(self.lower, self.upper)
@@ -125,27 +127,29 @@ class Interval(Box):
     """The closed interval from ``lower`` to ``upper``, the subdifferential of a function of one number.
 
     Args:
-        lower: a scalar tensor.
-        upper: a scalar tensor, not below ``lower``.
+        lower: a number, or a scalar tensor.
+        upper: a number, or a scalar tensor, not below ``lower``.
 
     Raises:
+        TypeError: a bound is not floating point.
         ValueError: a bound is not a scalar or not finite, or ``lower`` exceeds ``upper``.
 
     Example:
-        >>> relu_at_zero = Interval(torch.tensor(0.0), torch.tensor(1.0))
+        >>> relu_at_zero = Interval(0.0, 1.0)
         >>> relu_at_zero, relu_at_zero.contains(0.3), relu_at_zero.contains(-1.0)
         ([0, 1], True, False)
 
     Source: the book, :eq:`eq-subdifferential-interval`.
     """
 
-    def __init__(self, lower: Tensor, upper: Tensor) -> None:
+    def __init__(self, lower: Tensor | float, upper: Tensor | float) -> None:
+        lower, upper = (b if isinstance(b, Tensor) else torch.tensor(b, dtype=torch.float64) for b in (lower, upper))
         if lower.dim() != 0:
             raise ValueError(f"lower must be a scalar, got shape {tuple(lower.shape)}")
         super().__init__(lower, upper)
 
     def __repr__(self) -> str:
-        return f"[{self.lower.item():g}, {self.upper.item():g}]"
+        return f"[{self.lower.item() + 0.0:g}, {self.upper.item() + 0.0:g}]"  # + 0.0: no -0
 
 
 class ConvexHull(Subdifferential):
@@ -155,6 +159,7 @@ class ConvexHull(Subdifferential):
         points: ``(k, n)``, floating point, finite, k at least 1.
 
     Raises:
+        TypeError: ``points`` is not floating point.
         ValueError: ``points`` is not ``(k, n)`` with k at least 1, or is not finite.
 
     Example:
@@ -168,17 +173,21 @@ class ConvexHull(Subdifferential):
     def __init__(self, points: Tensor) -> None:
         if points.dim() != 2 or points.shape[0] == 0:
             raise ValueError(f"points must have shape (k, n) with k at least 1, got {tuple(points.shape)}")
-        _check_finite("points", points)
+        _check_floating("points", points)
         self.points = points
 
     @property
     def vertices(self) -> Tensor:
         points = torch.unique(self.points, dim=0)
-        if points.shape[0] <= 2:
-            return points
-        others = [torch.cat([points[:i], points[i + 1 :]]) for i in range(points.shape[0])]
-        extreme = [not ConvexHull(rest).contains(point) for point, rest in zip(points, others, strict=True)]
-        return points[torch.tensor(extreme)]
+        spread = float((points - points[0]).double().abs().amax()) if points.numel() else 0.0
+        i = 0
+        while i < len(points):  # one at a time: of two points that coincide up to rounding, one stays
+            others = torch.cat([points[:i], points[i + 1 :]])
+            if len(others) and ConvexHull(others).contains(points[i], tol=1e-9 * spread):
+                points = others
+            else:
+                i += 1
+        return points
 
     def min_norm(self) -> Tensor:
         return _nearest_to_origin(self.points)
@@ -196,43 +205,49 @@ class ConvexHull(Subdifferential):
 
 
 def _nearest_to_origin(points: Tensor) -> Tensor:
-    """Wolfe's algorithm: walks over the faces of the hull, a least-squares problem on each, and ends after finitely many."""
-    P = points.double()
-    scale = max(1.0, float(P.square().sum(1).amax()))
-    support = [int(P.square().sum(1).argmin())]
-    weight = torch.ones(1, dtype=P.dtype, device=P.device)
-    for _ in range(100 + 20 * P.shape[0]):
-        nearest = weight @ P[support]
-        gap = nearest @ nearest - P @ nearest
+    """Wolfe's algorithm: walks from face to face of the hull, always nearer to the origin, and ends after finitely many."""
+    if not bool(points.any()):
+        return torch.zeros_like(points[0])
+    # Scaled, so that neither tiny nor huge points lose digits; on the CPU, whose least squares take planes of any rank.
+    P = points.detach().cpu().double()
+    size = P.abs().amax()
+    P = P / size
+    radius = torch.linalg.vector_norm(P, dim=1).amax()
+    support, weight = [int(P.square().sum(1).argmin())], P.new_ones(1)
+    nearest = P[support[0]]
+    while True:
+        gap = (nearest - P) @ nearest
         best = int(gap.argmax())
-        if float(gap[best]) <= 1e-14 * scale or best in support:
-            return nearest.to(points.dtype)
-        support.append(best)
-        weight = torch.cat([weight, weight.new_zeros(1)])
-        while True:
-            affine = _affine_minimiser(P[support])
-            if bool((affine > 1e-14).all()):
-                weight = affine
-                break
-            # Go from weight towards the minimiser of the plane until the first weight vanishes, and drop that point.
-            shrinking = affine <= 1e-14
-            step = (weight[shrinking] / (weight - affine)[shrinking]).amin()
-            weight = weight + step * (affine - weight)
-            weight[shrinking & (weight <= weight[shrinking].amin())] = 0
-            keep = (weight > 0).nonzero().flatten().tolist()
-            support = [support[i] for i in keep]
-            weight = weight[keep] / weight[keep].sum()
-    raise RuntimeError(
-        "the search for the least-norm element did not end; the points may be too large for double precision"
-    )
+        if best in support or gap[best] <= 1e-15 * radius * nearest.norm():
+            break
+        support, weight = _nearest_on_face(P, [*support, best], torch.cat([weight, weight.new_zeros(1)]))
+        candidate = weight @ P[support]
+        if not candidate.norm() < nearest.norm():
+            break  # nothing but rounding is left to gain
+        nearest = candidate
+    return (nearest * size).to(points)
+
+
+def _nearest_on_face(P: Tensor, support: list[int], weight: Tensor) -> tuple[list[int], Tensor]:
+    """The minor cycle: drops points of ``support`` until the point of least norm in their plane has positive weights."""
+    while True:
+        affine = _affine_minimiser(P[support])
+        shrinking = affine <= 1e-14
+        if not bool(shrinking.any()):
+            return support, affine
+        # Go from weight towards the minimiser of the plane until the first weight vanishes, and drop that point.
+        step = (weight[shrinking] / (weight - affine)[shrinking]).nan_to_num(0.0).amin()
+        weight = weight + step * (affine - weight)
+        weight[shrinking & (weight <= weight[shrinking].amin())] = 0
+        keep = (weight > 0).nonzero().flatten().tolist()
+        support = [support[i] for i in keep]
+        weight = weight[keep] / weight[keep].sum()
 
 
 def _affine_minimiser(Q: Tensor) -> Tensor:
     """The weights, of sum 1, of the point of least norm in the plane through the rows of ``Q``."""
     base, edges = Q[0], Q[1:] - Q[0]
-    rest = torch.linalg.lstsq(edges.T, -base[:, None], driver="gelsd" if Q.device.type == "cpu" else None).solution[
-        :, 0
-    ]
+    rest = torch.linalg.lstsq(edges.T, -base[:, None], driver="gelsd").solution[:, 0]
     return torch.cat([1 - rest.sum()[None], rest])
 
 
@@ -269,7 +284,8 @@ def subdifferential_leaky_relu(x: Tensor | float, negative_slope: float = 0.01) 
         An :class:`Interval` for a scalar, a :class:`Box` otherwise.
 
     Raises:
-        TypeError, ValueError: as :func:`subdifferential_relu`.
+        TypeError: ``x`` is an integer tensor.
+        ValueError: ``x`` or ``negative_slope`` is NaN or infinite.
 
     Example:
         >>> subdifferential_leaky_relu(0.0, 0.1)
@@ -277,6 +293,7 @@ def subdifferential_leaky_relu(x: Tensor | float, negative_slope: float = 0.01) 
 
     Source: the book, :eq:`eq-subdifferential-interval`.
     """
+    _check_finite("negative_slope", torch.tensor(negative_slope))
     return _slopes_by_sign(x, negative_slope)
 
 
@@ -292,7 +309,7 @@ def subdifferential_prelu(x: Tensor | float, weight: Tensor | float) -> Box:
 
     Raises:
         TypeError: ``x`` is an integer tensor.
-        ValueError: ``x`` is not finite, or ``weight`` has neither one number nor one for each channel.
+        ValueError: ``x`` or ``weight`` is not finite, or ``weight`` has neither one number nor one for each channel.
 
     Example:
         >>> subdifferential_prelu(0.0, 0.25)
@@ -301,7 +318,10 @@ def subdifferential_prelu(x: Tensor | float, weight: Tensor | float) -> Box:
     Source: the book, :eq:`eq-subdifferential-interval`.
     """
     x, weight = _point(x), torch.as_tensor(weight)
-    if weight.numel() > 1:
+    _check_finite("weight", weight)
+    if weight.numel() == 1:
+        weight = weight.reshape(())
+    else:
         channels = x.shape[1] if x.dim() > 1 else 1
         if weight.shape != (channels,):
             raise ValueError(f"weight must have 1 or {channels} numbers, got shape {tuple(weight.shape)}")
@@ -420,7 +440,7 @@ def subdifferential_max_affine(
         An :class:`Interval` for a number ``x``, a :class:`ConvexHull` for a vector.
 
     Raises:
-        TypeError: ``x`` is an integer tensor.
+        TypeError: ``x``, ``slopes`` or ``intercepts`` is an integer tensor.
         ValueError: the shapes do not fit, something is not finite, or ``tol`` is negative.
 
     Example:
@@ -430,7 +450,7 @@ def subdifferential_max_affine(
 
     Source: the book, :eq:`eq-subdifferential-max`.
     """
-    x = _point(x).to(slopes.dtype)
+    x = _point(x)
     if (
         x.dim() > 1
         or slopes.shape != (intercepts.numel(), *x.shape)
@@ -441,9 +461,11 @@ def subdifferential_max_affine(
             f"slopes must have shape {('k', *x.shape)} and intercepts ('k',) with k at least 1, "
             f"for x of shape {tuple(x.shape)}; got {tuple(slopes.shape)} and {tuple(intercepts.shape)}"
         )
-    _check_finite("slopes", slopes)
-    _check_finite("intercepts", intercepts)
-    active = slopes[_active((slopes @ x if x.dim() else slopes * x) + intercepts, tol)]
+    _check_floating("slopes", slopes)
+    _check_floating("intercepts", intercepts)
+    # In double precision: a product rounded to float16 would make ties that are none.
+    value = torch.tensordot(slopes.double(), x.double(), dims=x.dim()) + intercepts.double()
+    active = slopes[_active(value, tol)]
     return ConvexHull(active) if x.dim() else Interval(active.amin(), active.amax())
 
 
@@ -572,7 +594,7 @@ def _box(lower: Tensor, upper: Tensor) -> Box:
 
 
 def _active(value: Tensor, tol: float) -> Tensor:
-    if tol < 0:
+    if not tol >= 0:
         raise ValueError(f"tol must not be negative, got {tol}")
     return value >= value.amax() - tol
 
@@ -580,10 +602,14 @@ def _active(value: Tensor, tol: float) -> Tensor:
 def _point(x: Tensor | float) -> Tensor:
     if not isinstance(x, Tensor):
         x = torch.tensor(x, dtype=torch.float64)
-    if not x.is_floating_point():
-        raise TypeError(f"x must be floating point, got {x.dtype}")
-    _check_finite("x", x)
+    _check_floating("x", x)
     return x.detach()
+
+
+def _check_floating(name: str, value: Tensor) -> None:
+    if not value.is_floating_point():
+        raise TypeError(f"{name} must be floating point, got {value.dtype}")
+    _check_finite(name, value)
 
 
 def _check_finite(name: str, value: Tensor) -> None:
