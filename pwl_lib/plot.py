@@ -6,7 +6,7 @@ the hues, so every colour here has a contrast of at least 4.5 to white.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,7 +19,19 @@ from torch import Tensor
 
 from pwl_lib.piecewise_linear import activation_pattern, affine_piece
 
-__all__ = ["BLUE", "GREEN", "GREY", "INK", "ORANGE", "PURPLE", "RED", "pieces", "style"]
+__all__ = [
+    "BLUE",
+    "GREEN",
+    "GREY",
+    "INK",
+    "ORANGE",
+    "PURPLE",
+    "RED",
+    "barycentric",
+    "pieces",
+    "style",
+    "supporting_lines",
+]
 
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#1b66a8", "#b0500a", "#1f7a4a", "#b5303f", "#7a4aa5", "#6b6b6b"
 INK = "#222222"
@@ -105,3 +117,64 @@ def pieces(
     ax.set(xticks=[], yticks=[])
     ax.grid(visible=False)
     return len(words)
+
+
+def supporting_lines(
+    function: Callable[[Tensor], Tensor],
+    at: float,
+    slopes: Sequence[float],
+    ax: Axes,
+    box: tuple[float, float] = (-1.5, 1.5),
+) -> list[bool]:
+    """Draws a function of one number, and lines through one of its points: green where they stay below it, dashed red where they do not.
+
+    Args:
+        function: elementwise, of one tensor.
+        at: where the lines touch the graph.
+        slopes: one for each line.
+        ax: where to draw.
+        box: the interval drawn.
+
+    Returns:
+        For each slope, whether its line supports the function on ``box``.
+
+    Example:
+        >>> figure, ax = plt.subplots()
+        >>> supporting_lines(torch.relu, 0.0, [0.5, -1.0], ax)
+        [True, False]
+        >>> plt.close(figure)
+    """
+    x = torch.linspace(*box, 301, dtype=torch.float64)
+    y, height = function(x), function(torch.tensor(at, dtype=torch.float64))
+    lines = [height + slope * (x - at) for slope in slopes]
+    below = [bool((line <= y + 1e-12).all()) for line in lines]
+    for line, supports in zip(lines, below, strict=True):
+        ax.plot(x, line, color=GREEN if supports else RED, linestyle="-" if supports else "--", linewidth=1.2)
+    ax.plot(x, y, color=BLUE, linewidth=3)
+    ax.plot(at, height, "o", color=INK)
+    ax.set(ylim=(float(y.min()) - 0.8, float(y.max()) + 0.1), xlabel="x")
+    return below
+
+
+def barycentric(points: Mapping[str, Tensor], ax: Axes) -> None:
+    """Draws convex weights on three corners as points of a triangle, each with its name.
+
+    Args:
+        points: by name, weights ``(3,)`` that sum to 1; those with a negative entry lie outside, and are drawn in red.
+        ax: where to draw.
+
+    Example:
+        >>> figure, ax = plt.subplots()
+        >>> barycentric({"centre": torch.ones(3) / 3}, ax)
+        >>> plt.close(figure)
+    """
+    corners = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.5, 0.866]], dtype=torch.float64)
+    ax.fill(*corners.T, facecolor=GREEN, alpha=0.2, edgecolor="none")
+    ax.plot(*corners[[0, 1, 2, 0]].T, color=GREEN)
+    for name, weights in points.items():
+        x, y = (weights.double() @ corners).tolist()
+        colour = RED if bool((weights < 0).any()) else INK
+        ax.plot(x, y, "o", color=colour)
+        ax.annotate(name, (x, y), xytext=(7, 5), textcoords="offset points", color=colour, fontsize=9)
+    ax.set(aspect="equal", xlim=(-0.1, 1.35), ylim=(-0.1, 1.0))
+    ax.axis("off")
