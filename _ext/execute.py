@@ -65,7 +65,10 @@ def find(name: str) -> Path:
 
 
 def main(names: list[str]) -> int:
-    paths = [find(name) for name in names] or [*sorted(ROOT.glob("*.ipynb")), *sorted((ROOT / "chapters").glob("*.ipynb"))]
+    paths = [find(name) for name in names] or [
+        *sorted(ROOT.glob("*.ipynb")),
+        *sorted((ROOT / "chapters").glob("*.ipynb")),
+    ]
     workers = max(2, os.cpu_count() or 1)
     failed = 0
     with ThreadPoolExecutor(workers) as pool, tqdm(total=len(paths), unit="notebook") as bar:

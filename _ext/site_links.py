@@ -11,13 +11,12 @@ import posixpath
 from pathlib import Path
 from typing import Any
 
+import student
 from docutils import nodes
 from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util.docutils import SphinxDirective
-
-import student
 
 
 def implementations(env: BuildEnvironment) -> dict[str, dict[str, list[tuple[str, str]]]]:
@@ -58,7 +57,9 @@ def remember(app: Sphinx, doctree: nodes.document) -> None:
 def rewrite(app: Sphinx, env: BuildEnvironment) -> list[str]:
     """The pages whose equations have code: written again even where only a docstring changed."""
     equations = env.get_domain("math").data["objects"]
-    return sorted({equations[label][0] for label, pages in implementations(env).items() if pages and label in equations})
+    return sorted(
+        {equations[label][0] for label, pages in implementations(env).items() if pages and label in equations}
+    )
 
 
 def link_equations(app: Sphinx, doctree: nodes.document, docname: str) -> None:
@@ -89,14 +90,22 @@ class HandedOn(SphinxDirective):
             thing = getattr(module, name)
             target = f"{thing.__module__}.{thing.__qualname__}"
             reference = addnodes.pending_xref(
-                "", nodes.literal(text=name), refdomain="py", reftype="obj", reftarget=target, refexplicit=True, refwarn=True
+                "",
+                nodes.literal(text=name),
+                refdomain="py",
+                reftype="obj",
+                reftarget=target,
+                refexplicit=True,
+                refwarn=True,
             )
             reference["refdoc"] = self.env.docname
             rows += nodes.list_item("", nodes.paragraph("", "", reference))
         return [rows]
 
 
-def student_button(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: nodes.document | None) -> None:
+def student_button(
+    app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: nodes.document | None
+) -> None:
     name = posixpath.basename(pagename)
     if name not in student.chapters(Path(app.srcdir)):
         return

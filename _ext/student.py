@@ -184,7 +184,8 @@ class PlainMarkdown(Preprocessor):
                 block, n = [line, *lines[n : end + 1]], end + 1
             elif opening := OPEN.match(line):
                 end = next(
-                    (m for m in range(n, len(lines)) if (c := CLOSE.match(lines[m])) and len(c[1]) >= len(opening[1])), len(lines)
+                    (m for m in range(n, len(lines)) if (c := CLOSE.match(lines[m])) and len(c[1]) >= len(opening[1])),
+                    len(lines),
                 )
                 block, n = self.directive(opening[2], opening[3].strip(), lines[n:end]), end + 1
             elif line.lstrip().startswith("$$"):
@@ -266,7 +267,9 @@ class PlainMarkdown(Preprocessor):
             return "(" + "; ".join(f"{who}, {year}" for who, year in found) + ")"
         if kind in ("ref", "eq", "numref"):
             if kind == "numref" and text:
-                text = text.replace("%s", self.words(target).split()[-1]).replace("{number}", self.words(target).split()[-1])
+                text = text.replace("%s", self.words(target).split()[-1]).replace(
+                    "{number}", self.words(target).split()[-1]
+                )
             return self.reference(target, text)
         if kind == "doc":
             stem = Path(target).name
@@ -276,7 +279,11 @@ class PlainMarkdown(Preprocessor):
             return f"${content}$"
         if kind in CODE_ROLES:
             return f"`{text or target.lstrip('~')}`"
-        plain: dict[str, Callable[[], str]] = {"abbr": lambda: text or content, "term": lambda: text or content, "sub": lambda: content}
+        plain: dict[str, Callable[[], str]] = {
+            "abbr": lambda: text or content,
+            "term": lambda: text or content,
+            "sub": lambda: content,
+        }
         if kind in plain:
             return plain[kind]()
         raise ValueError(f"{self.chapter}: the student notebook has no plain form for the role {name!r}")

@@ -1,4 +1,7 @@
-"""Formulas of the site: rendered by KaTeX while it is built, with a formula that KaTeX refuses as a warning."""
+"""What the site needs mended: formulas rendered by KaTeX while it is built, unique ids, no scripts of other hosts.
+
+A formula that KaTeX refuses is a warning, and so stops the build.
+"""
 
 from __future__ import annotations
 
@@ -54,10 +57,28 @@ def tidy_boxes(app: Sphinx, doctree: nodes.document, docname: str) -> None:
             first.parent.replace(first, [nodes.emphasis("", "Proof."), nodes.Text(first.removeprefix("Proof."))])
 
 
+def mend_roles(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None) -> None:
+    # docutils calls the bibliography a list whose children are no list items.
+    if "body" in context:
+        context["body"] = context["body"].replace(
+            '<div role="list" class="citation-list">', '<div class="citation-list">'
+        )
+
+
+def drop_thebe(app: Sphinx, config: object) -> None:
+    """Jupyter Book loads sphinx-thebe always: a script address on another host, declared twice on every page."""
+    for listeners in app.events.listeners.values():
+        for listener in list(listeners):
+            if listener.handler.__module__.split(".")[0] == "sphinx_thebe":
+                app.disconnect(listener.id)
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     katex.NODEJS_BINARY = node_binary()
     # By default KaTeX paints what it cannot read in red; here such a formula stops the build.
     katex.KATEX_DEFAULT_OPTIONS["throwOnError"] = True
     katex.render_latex = lambda latex, options=None: render(latex, bool(options))
+    app.connect("config-inited", drop_thebe)
+    app.connect("html-page-context", mend_roles)
     app.connect("doctree-resolved", tidy_boxes)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": False}

@@ -1,0 +1,46 @@
+"""The ledger of claims: complete, and what it calls settled is in the book and tested."""
+
+from __future__ import annotations
+
+import ast
+
+import bookfiles
+import pytest
+import yaml
+
+ROWS = yaml.safe_load((bookfiles.ROOT / "chapters" / "claims.yml").read_text())["rows"]
+
+SECTIONS = {0: 10, 1: 20, 2: 23, 3: 5, 4: 23}
+VERDICTS = {"true", "say more", "fix", "complete", "answer"}
+
+
+def test_every_claim_has_one_row() -> None:
+    expected = [f"S{section}.{n}" for section, last in SECTIONS.items() for n in range(1, last + 1)]
+    assert sorted(row["id"] for row in ROWS) == sorted(expected)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row["id"])
+def test_a_row_is_whole_and_a_settled_one_can_be_followed(row: dict) -> None:
+    assert row["claim"].strip()
+    assert row["verdict"] in VERDICTS
+    if not row.get("section") and not row.get("tests"):
+        return  # open
+    assert row["finding"].strip()
+    assert row["section"] in {label for path in bookfiles.pages() for label in bookfiles.labels(path)}
+    assert row["tests"], "a settled claim names its tests"
+    for test in row["tests"]:
+        file, *names = test.split("[")[0].split("::")
+        path = bookfiles.ROOT / file
+        assert path.is_file(), test
+        if path.suffix != ".py":
+            continue
+        assert names, f"{test}: a file is no test"
+        scope: ast.AST = bookfiles.syntax(path)
+        for name in names:
+            found = [
+                node
+                for node in ast.iter_child_nodes(scope)
+                if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name
+            ]
+            assert found, f"{test}: no {name}"
+            scope = found[0]
