@@ -1,0 +1,49 @@
+"""Checks of arguments. Every message names the argument, what it had and what was wanted."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def check_floating(name: str, value: Tensor) -> None:
+    """Raises TypeError unless ``value`` is a real floating point tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch tensor, got {type(value).__name__}")
+    if not value.is_floating_point():
+        raise TypeError(f"{name} must be floating point, got {value.dtype}")
+
+
+def check_finite_number(name: str, value: float) -> None:
+    """Raises ValueError unless ``value`` is a finite number."""
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, got {value}")
+
+
+def check_positive(name: str, value: Tensor | float) -> None:
+    """Raises ValueError unless ``value`` is finite and above 0, entry by entry."""
+    if isinstance(value, Tensor):
+        good = bool((torch.isfinite(value) & (value > 0)).all())
+    else:
+        good = math.isfinite(value) and value > 0
+    if not good:
+        raise ValueError(f"{name} must be finite and above 0, got {value}")
+
+
+def check_count(name: str, value: int, least: int) -> None:
+    """Raises TypeError unless ``value`` is an int, and ValueError if it is below ``least``."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def refuse_inplace(inplace: bool) -> None:
+    """Raises ValueError for ``inplace=True``, which torch's layers have and the derived ones do not need."""
+    if inplace:
+        raise ValueError(
+            "inplace must be False, got True: the backward pass keeps one byte an element and not the input, "
+            "so that writing over the input saves nothing that autograd holds"
+        )

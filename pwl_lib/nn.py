@@ -1,0 +1,8 @@
+"""The layers of the book as modules, under the names that ``torch.nn`` has for them.
+
+Nothing is defined here. Each module lives in the module of its chapter, beside its function.
+"""
+
+from pwl_lib.rectifiers import Absolute, Hardtanh, LeakyReLU, PReLU, ReLU
+
+__all__ = ["Absolute", "Hardtanh", "LeakyReLU", "PReLU", "ReLU"]
