@@ -71,6 +71,7 @@ def drop_thebe(app: Sphinx, config: object) -> None:
         for listener in list(listeners):
             if listener.handler.__module__.split(".")[0] == "sphinx_thebe":
                 app.disconnect(listener.id)
+    app.registry.css_files = [file for file in app.registry.css_files if "thebe" not in file[0]]
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
