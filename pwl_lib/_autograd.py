@@ -35,9 +35,9 @@ def pick(base: type[torch.autograd.Function], twin: type[torch.autograd.Function
 
 def keep_where(mask: Tensor, g: Tensor) -> Tensor:
     """``g`` where ``mask > 0``, and exactly +0 elsewhere."""
-    return torch.ops.aten.threshold_backward(g, mask, 0)  # type: ignore[no-any-return]
+    return torch.ops.aten.threshold_backward(g, mask, 0)
 
 
 def keep_or_scale(mask: Tensor, g: Tensor, slope: float) -> Tensor:
     """``g`` where ``mask > 0``, and ``slope * g`` elsewhere."""
-    return torch.ops.aten.leaky_relu_backward(g, mask, slope, False)  # type: ignore[no-any-return]
+    return torch.ops.aten.leaky_relu_backward(g, mask, slope, False)

@@ -275,7 +275,7 @@ def relu(input: Tensor, inplace: bool = False, *, slope_at_zero: float = 0.0) ->
     _check_slope_at_zero(slope_at_zero)
     if not derivative_wanted(input):
         return torch.relu(input)
-    return pick(_ReLU, _ReLUForward).apply(input, slope_at_zero)[0]  # type: ignore[no-any-return]
+    return pick(_ReLU, _ReLUForward).apply(input, slope_at_zero)[0]
 
 
 class _LeakyReLU(Function):
@@ -343,7 +343,7 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
     refuse_inplace(inplace)
     if not derivative_wanted(input):
         return nn.functional.leaky_relu(input, negative_slope)
-    return pick(_LeakyReLU, _LeakyReLUForward).apply(input, negative_slope)[0]  # type: ignore[no-any-return]
+    return pick(_LeakyReLU, _LeakyReLUForward).apply(input, negative_slope)[0]
 
 
 class _PReLU(Function):
@@ -421,7 +421,7 @@ def prelu(input: Tensor, weight: Tensor) -> Tensor:
     _check_prelu(input, weight)
     if not derivative_wanted(input, weight):
         return torch.prelu(input, weight)
-    return pick(_PReLU, _PReLUForward).apply(input, weight)  # type: ignore[no-any-return]
+    return pick(_PReLU, _PReLUForward).apply(input, weight)
 
 
 def _as_autocast(tensor: Tensor) -> Tensor:
@@ -446,7 +446,7 @@ class _Absolute(Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor, _: Any) -> Tensor:
         (sign,) = ctx.saved_tensors
-        return upstream * sign  # type: ignore[no-any-return]
+        return upstream * sign
 
 
 class _AbsoluteForward(_Absolute):
@@ -489,7 +489,7 @@ def absolute(input: Tensor) -> Tensor:
     check_floating("input", input)
     if not derivative_wanted(input):
         return input.abs()
-    return pick(_Absolute, _AbsoluteForward).apply(input)[0]  # type: ignore[no-any-return]
+    return pick(_Absolute, _AbsoluteForward).apply(input)[0]
 
 
 class _Hardtanh(Function):
@@ -555,7 +555,7 @@ def hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace
     refuse_inplace(inplace)
     if not derivative_wanted(input):
         return nn.functional.hardtanh(input, min_val, max_val)
-    return pick(_Hardtanh, _HardtanhForward).apply(input, min_val, max_val)[0]  # type: ignore[no-any-return]
+    return pick(_Hardtanh, _HardtanhForward).apply(input, min_val, max_val)[0]
 
 
 def _by_channel(weight: Tensor, x: Tensor) -> Tensor:
@@ -966,7 +966,7 @@ def wright_omega(z: Tensor) -> Tensor:
     Source: the book, :eq:`eq-diode`; Corless and Jeffrey (2002).
     """
     check_floating("z", z)
-    return pick(_WrightOmega, _WrightOmegaForward).apply(z)  # type: ignore[no-any-return]
+    return pick(_WrightOmega, _WrightOmegaForward).apply(z)
 
 
 def diode(
