@@ -38,6 +38,7 @@ class Case:
         mistakes: the values that known mistakes give here, by a sentence that names the mistake.
         where: what is special about the input, such as "at the kink x = 0".
         tolerance: relative and absolute, for the comparison with ``wanted``.
+        measure: what is compared, and shown, in place of the value itself, such as its gradient.
     """
 
     arguments: tuple[Any, ...]
@@ -46,6 +47,7 @@ class Case:
     mistakes: Mapping[str, Any] = field(default_factory=dict)
     where: str = "at a random input"
     tolerance: float = 1e-6
+    measure: Callable[[Any], Any] | None = None
 
     def accepts(self, value: Any) -> bool:
         if self.accept is not None:
@@ -87,6 +89,8 @@ class Exercise:
         arguments = tuple(argument.clone() if isinstance(argument, Tensor) else argument for argument in case.arguments)
         try:
             value = answer(*arguments)
+            if case.measure is not None:
+                value = case.measure(value)
         except NotImplementedError:
             raise WrongAnswer("the answer is still blank") from None
         except Exception as error:
