@@ -1,7 +1,7 @@
 """Figures of the book: one style, and the drawings that several cells or chapters share.
 
-Needs matplotlib, the extra ``pwl_lib[plot]``. Figures are transparent with dark ink; the site inverts their lightness in dark mode and keeps
-the hues, so every colour here has a contrast of at least 4.5 to white.
+Needs matplotlib, the extra ``pwl_lib[plot]``. Figures are transparent with dark ink; the site inverts their lightness in
+dark mode and keeps the hues, so every colour here has a contrast of at least 4.5 to white.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ __all__ = [
     "PURPLE",
     "RED",
     "barycentric",
+    "bridge_rectifier",
     "pieces",
+    "star_rectifier",
     "style",
     "supporting_lines",
 ]
@@ -175,6 +177,106 @@ def barycentric(points: Mapping[str, Tensor], ax: Axes) -> None:
         x, y = (weights.double() @ corners).tolist()
         colour = RED if bool((weights < 0).any()) else INK
         ax.plot(x, y, "o", color=colour)
-        ax.annotate(name, (x, y), xytext=(7, 5), textcoords="offset points", color=colour, fontsize=9)
-    ax.set(aspect="equal", xlim=(-0.1, 1.35), ylim=(-0.1, 1.0))
+        side = "left" if x > 0.45 else "right"
+        offset = (8 if x > 0.45 else -8, -3)
+        ax.annotate(name, (x, y), offset, textcoords="offset points", color=colour, fontsize=9, ha=side)
+    ax.set_aspect("equal")
+    ax.margins(0.05)
+    ax.axis("off")
+
+
+def star_rectifier(ax: Axes) -> None:
+    """Draws the circuit of three sources, each with a diode to a common output, and a resistor from there back to their common end.
+
+    Args:
+        ax: where to draw.
+
+    Example:
+        >>> figure, ax = plt.subplots()
+        >>> star_rectifier(ax)
+        >>> plt.close(figure)
+    """
+    for height, name in ((2.0, "$v_1$"), (1.0, "$v_2$"), (0.0, "$v_3$")):
+        _source(ax, (0.0, height), (1.4, height), name)
+        _diode(ax, (1.4, height), (2.8, height))
+        ax.plot([0.0, 2.8], [height, height], "o", color=INK, markersize=4)
+    _wire(ax, (2.8, 0.0), (2.8, 2.0), (4.0, 2.0))
+    _resistor(ax, (4.0, 2.0), (4.0, -0.9), "$R$")
+    _wire(ax, (4.0, -0.9), (0.0, -0.9), (0.0, 2.0))
+    ax.annotate("$V$", (3.4, 2.0), (0, 5), textcoords="offset points", ha="center")
+    _bare(ax)
+
+
+def bridge_rectifier(ax: Axes) -> None:
+    """Draws the circuit of four diodes between a source and a resistor.
+
+    Args:
+        ax: where to draw.
+
+    Example:
+        >>> figure, ax = plt.subplots()
+        >>> bridge_rectifier(ax)
+        >>> plt.close(figure)
+    """
+    a, b, p, q = (0.0, 0.0), (3.0, 0.0), (1.5, 1.4), (1.5, -1.4)
+    for start, end in ((a, p), (b, p), (q, a), (q, b)):
+        _diode(ax, start, end)
+    _resistor(ax, p, q, "$R$")
+    _wire(ax, a, (-0.7, 0.0), (-0.7, -2.0))
+    _source(ax, (-0.7, -2.0), (3.7, -2.0), "$v$")
+    _wire(ax, (3.7, -2.0), (3.7, 0.0), b)
+    for name, corner, offset in (("$a$", a, (-7, 6)), ("$b$", b, (7, 6)), ("$p$", p, (0, 7)), ("$q$", q, (12, -9))):
+        ax.plot(*corner, "o", color=INK, markersize=4)
+        ax.annotate(name, corner, offset, textcoords="offset points", ha="center")
+    _bare(ax)
+
+
+def _wire(ax: Axes, *points: Sequence[float]) -> None:
+    ax.plot(*zip(*points, strict=True), color=INK, linewidth=1.2)
+
+
+def _part(start: Sequence[float], end: Sequence[float], half: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The middle of a wire, the directions along it and to its left, and the ends of a part of length 2 half in its middle."""
+    tail, head = torch.tensor(start), torch.tensor(end)
+    along = (head - tail) / (head - tail).norm()
+    middle = (tail + head) / 2
+    return (
+        middle,
+        along,
+        torch.stack([-along[1], along[0]]),
+        torch.stack([middle - half * along, middle + half * along]),
+    )
+
+
+def _diode(ax: Axes, start: Sequence[float], end: Sequence[float]) -> None:
+    """A wire with a triangle that points from ``start`` to ``end``, and a bar at its tip."""
+    _, _, left, (base, tip) = _part(start, end, 0.18)
+    _wire(ax, start, end)
+    ax.fill(*torch.stack([tip, base + 0.18 * left, base - 0.18 * left]).T, color=BLUE, zorder=3)
+    ax.plot(*torch.stack([tip + 0.18 * left, tip - 0.18 * left]).T, color=BLUE, linewidth=2, zorder=3)
+
+
+def _resistor(ax: Axes, start: Sequence[float], end: Sequence[float], name: str) -> None:
+    """A wire with a zigzag in its middle, and its name beside it."""
+    middle, along, left, ends = _part(start, end, 0.5)
+    across = 0.12 * torch.tensor([0.0, *[1.0, -1.0] * 4, 0.0])
+    steps = torch.linspace(-0.5, 0.5, len(across))
+    _wire(ax, start, ends[0].tolist())
+    _wire(ax, ends[1].tolist(), end)
+    ax.plot(*(middle + steps[:, None] * along + across[:, None] * left).T, color=ORANGE, linewidth=1.5)
+    ax.annotate(name, tuple(middle.tolist()), (10, -4), textcoords="offset points")
+
+
+def _source(ax: Axes, start: Sequence[float], end: Sequence[float], name: str) -> None:
+    """A wire with a circle in its middle, and the name of the voltage in the circle."""
+    middle, _, _, ends = _part(start, end, 0.28)
+    _wire(ax, start, ends[0].tolist())
+    _wire(ax, ends[1].tolist(), end)
+    ax.add_patch(plt.Circle(tuple(middle.tolist()), 0.28, facecolor="none", edgecolor=GREEN, linewidth=1.5))
+    ax.annotate(name, tuple(middle.tolist()), ha="center", va="center")
+
+
+def _bare(ax: Axes) -> None:
+    ax.set_aspect("equal")
+    ax.margins(0.08)
     ax.axis("off")
