@@ -97,7 +97,7 @@ class Exercise:
             raise WrongAnswer(_report(case, f"{type(error).__name__}: {error}", None)) from error
         try:
             right = case.accepts(value)
-        except (TypeError, ValueError, RuntimeError, AttributeError):
+        except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError):
             right = False  # a value of the wrong kind or shape
         if not right:
             raise WrongAnswer(_report(case, _show(value), _diagnose(value, case)))
@@ -134,8 +134,11 @@ def _tensor(value: Any) -> Tensor:
 
 def _diagnose(value: Any, case: Case) -> str | None:
     for sentence, wrong in case.mistakes.items():
-        if near(value, wrong, case.tolerance):
-            return sentence
+        try:
+            if near(value, wrong, case.tolerance):
+                return sentence
+        except (TypeError, ValueError, RuntimeError):
+            continue  # a value of another kind
     try:
         got, wanted = _tensor(value), _tensor(case.wanted)
     except (TypeError, ValueError, RuntimeError):

@@ -27,7 +27,7 @@ def piece(*, rounds: int = 6) -> Iterator[Case]:
         where = "at a random input"
         if number >= rounds - 2:  # small whole numbers, so that the pre-activation is exactly 0
             W1, x = (3 * W1).round(), (3 * x).round()
-            b1 = (3 * b1).round()
+            b1 = (3 * b1).round() + 0.5  # the other units are not at theirs
             b1[0] = -(W1[0] @ x)
             where = "where unit 1 is exactly at its kink"
         mask = (W1 @ x + b1 > 0).double()
@@ -172,9 +172,9 @@ def pieces_needed(*, rounds: int = 6) -> Iterator[Case]:
         where = "for random numbers"
         if number == rounds - 1:
             eps, where = bound * length**2, "where one piece is enough"
-        exact = length * math.sqrt(bound / (8 * eps))
-        if abs(exact - round(exact)) < 1e-6:
-            continue  # rounding decides
+        if abs((exact := length * math.sqrt(bound / (8 * eps))) - round(exact)) < 1e-6:
+            exact += 1e-5  # rounding would decide
+            eps = bound * (length / exact) ** 2 / 8
         wanted = max(1, math.ceil(exact))
         mistakes = {
             "one piece more would be needed: round up": math.floor(exact),
