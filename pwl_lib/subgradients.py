@@ -53,10 +53,11 @@ class Subdifferential(ABC):
         """The element of least Euclidean norm: 0, up to rounding, exactly where 0 is a subgradient, at a minimum of a convex function."""
 
     @abstractmethod
-    def contains(self, g: Tensor | float, tol: float = 1e-9) -> bool:
+    def contains(self, g: Tensor | float, tol: float | None = None) -> bool:
         """Says whether ``g`` lies within a distance ``tol`` of the set, computed in double precision.
 
-        Raises ValueError for a ``g`` of another shape. A ``g`` that was itself rounded, to ``float32`` say, needs a larger ``tol``.
+        Without ``tol`` it is 1e-9, or the rounding error of ``g`` in its own dtype where that is more.
+        Raises ValueError for a ``g`` of another shape.
         """
 
     @abstractmethod
@@ -110,9 +111,9 @@ class Box(Subdifferential):
     def min_norm(self) -> Tensor:
         return torch.zeros_like(self.lower).clamp(self.lower, self.upper)
 
-    def contains(self, g: Tensor | float, tol: float = 1e-9) -> bool:
+    def contains(self, g: Tensor | float, tol: float | None = None) -> bool:
         lower, upper = self.lower.double(), self.upper.double()
-        g = _like("g", g, lower)
+        tol, g = _slack(g, tol), _like("g", g, lower)
         return bool(torch.linalg.vector_norm(g - g.clamp(lower, upper)) <= tol)
 
     def directional_derivative(self, v: Tensor | float) -> Tensor:
@@ -179,23 +180,23 @@ class ConvexHull(Subdifferential):
     @property
     def vertices(self) -> Tensor:
         points = torch.unique(self.points, dim=0)
-        spread = float((points - points[0]).double().abs().amax()) if points.numel() else 0.0
-        i = 0
-        while i < len(points):  # one at a time: of two points that coincide up to rounding, one stays
-            others = torch.cat([points[:i], points[i + 1 :]])
-            if len(others) and ConvexHull(others).contains(points[i], tol=1e-9 * spread):
-                points = others
-            else:
-                i += 1
-        return points
+        edges = (points - points[0]).double()
+        unit = edges / edges.abs().amax() if bool(edges.any()) else edges[:1]
+        kept = list(range(len(unit)))
+        for i in range(len(unit)):  # one at a time: of two points that coincide up to rounding, one stays
+            others = [j for j in kept if j != i]
+            if others and ConvexHull(unit[others]).contains(unit[i], tol=1e-9):
+                kept = others
+        return points[kept]
 
     def min_norm(self) -> Tensor:
         return _nearest_to_origin(self.points)
 
-    def contains(self, g: Tensor | float, tol: float = 1e-9) -> bool:
+    def contains(self, g: Tensor | float, tol: float | None = None) -> bool:
         points = self.points.double()
+        tol, g = _slack(g, tol), _like("g", g, points[0])
         # The distance to a hull is the least norm of the hull moved by -g.
-        return bool(torch.linalg.vector_norm(_nearest_to_origin(points - _like("g", g, points[0]))) <= tol)
+        return bool(torch.linalg.vector_norm(_nearest_to_origin(points - g)) <= tol)
 
     def directional_derivative(self, v: Tensor | float) -> Tensor:
         return (self.points @ _like("v", v, self.points[0])).amax()
@@ -572,7 +573,7 @@ def _measure(name: str, function: Callable[[Tensor], Tensor], at: Tensor, expect
     x = at.clone().requires_grad_()
     (picked,) = torch.autograd.grad(function(x), x)
     finite = bool(torch.isfinite(picked).all())
-    valid = finite and expected.contains(picked.double().cpu(), tol=2 * torch.finfo(at.dtype).eps)
+    valid = finite and expected.contains(picked.cpu())
     return KinkChoice(name, _show(at), picked, expected, valid)
 
 
@@ -597,6 +598,14 @@ def _active(value: Tensor, tol: float) -> Tensor:
     if not tol >= 0:
         raise ValueError(f"tol must not be negative, got {tol}")
     return value >= value.amax() - tol
+
+
+def _slack(g: Tensor | float, tol: float | None) -> float:
+    if tol is not None:
+        return tol
+    if not isinstance(g, Tensor) or not g.is_floating_point():
+        return 1e-9
+    return max(1e-9, torch.finfo(g.dtype).eps * float(g.double().norm()))
 
 
 def _point(x: Tensor | float) -> Tensor:
