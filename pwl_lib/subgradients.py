@@ -11,6 +11,7 @@ the same hull and needs no convexity.
 
 from __future__ import annotations
 
+import html
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import NamedTuple
@@ -497,10 +498,13 @@ class KinkTable(tuple[KinkChoice, ...]):
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
         )
 
-    def _repr_markdown_(self) -> str:
+    def _repr_html_(self) -> str:
         head, *rows = self._cells()
-        lines = [head, ["---"] * len(head), *([f"`{row[0]}`", *row[1:]] for row in rows)]
-        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        lines = ["<tr>" + "".join(f'<th scope="col">{cell}</th>' for cell in head) + "</tr>"]
+        for name, *cells in rows:
+            code = f"<td><code>{html.escape(name)}</code></td>"
+            lines.append("<tr>" + code + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+        return '<table class="table">\n' + "\n".join(lines) + "\n</table>"
 
 
 def measure_kinks(dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> KinkTable:

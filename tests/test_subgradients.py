@@ -670,17 +670,17 @@ def test_the_choices_of_torch_are_those_of_the_claim():
     assert math.isnan(picked["sqrt(x * x)"])
 
 
-def test_the_table_shows_itself_as_text_and_as_markdown():
+def test_the_table_shows_itself_as_text_and_as_html():
     table = measure_kinks()
     assert isinstance(table, KinkTable)
     lines = repr(table).splitlines()
     assert len(lines) == len(table) + 1
     assert lines[0].split("  ")[0] == "operation"
     assert lines[-1].endswith("no")
-    markdown = table._repr_markdown_().splitlines()
-    assert markdown[1] == "| --- | --- | --- | --- |"
-    assert markdown[2] == "| `relu(x)` | 0 | 0 | yes |"
-    assert len(markdown) == len(table) + 2
+    html = table._repr_html_()
+    assert html.count("<tr>") == len(table) + 1
+    assert "<tr><td><code>relu(x)</code></td><td>0</td><td>0</td><td>yes</td></tr>" in html
+    assert "where(x &gt; 0, x, 0)" in html
 
 
 def test_measuring_leaves_the_seed_alone():
