@@ -28,16 +28,30 @@ def pick(base: type[torch.autograd.Function], twin: type[torch.autograd.Function
     return base if torch.compiler.is_compiling() else twin
 
 
-# g * mask would do, were it not for 0 * inf = nan and 0 * (-g) = -0. torch.where and masked_fill are right, but
-# branch on every element on a CPU: 190 us for 10**5 random ones, against 20 us for the vectorised kernels below,
-# which take an integer mask.
+# g * mask would do, were it not for 0 * inf = nan and 0 * (-g) = -0. torch.where and masked_fill are right, but branch on
+# every element on a CPU: 190 us for 10**5 random ones, against 20 us for the vectorised kernels below, which take an
+# integer mask. A layer that returns its mask beside its value switches materialised gradients off, or autograd would
+# fill a tensor with zeros for the mask in every backward pass; then g may be None, which stands for zeros.
 
 
-def keep_where(mask: Tensor, g: Tensor) -> Tensor:
+def keep_where(mask: Tensor, g: Tensor | None) -> Tensor | None:
     """``g`` where ``mask > 0``, and exactly +0 elsewhere."""
-    return torch.ops.aten.threshold_backward(g, mask, 0)
+    return None if g is None else torch.ops.aten.threshold_backward.default(g, mask, 0)
 
 
-def keep_or_scale(mask: Tensor, g: Tensor, slope: float) -> Tensor:
+def keep_or_scale(mask: Tensor, g: Tensor | None, slope: float) -> Tensor | None:
     """``g`` where ``mask > 0``, and ``slope * g`` elsewhere."""
-    return torch.ops.aten.leaky_relu_backward(g, mask, slope, False)
+    return None if g is None else torch.ops.aten.leaky_relu_backward.default(g, mask, slope, False)
+
+
+def give_sign(sign: Tensor, g: Tensor | None) -> Tensor | None:
+    """``sign * g``, for a sign of -1, 0 or 1."""
+    return None if g is None else sign * g
+
+
+def save_mask(ctx: Any, mask: Tensor) -> None:
+    """Keeps the mask, the second output of a layer's ``forward``, for the backward pass and for forward mode."""
+    ctx.mark_non_differentiable(mask)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(mask)
+    ctx.save_for_forward(mask)

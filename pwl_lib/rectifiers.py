@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.overrides import handle_torch_function, has_torch_function_unary, has_torch_function_variadic
 
-from pwl_lib._autograd import derivative_wanted, keep_or_scale, keep_where, pick
+from pwl_lib._autograd import derivative_wanted, give_sign, keep_or_scale, keep_where, pick, save_mask
 from pwl_lib._validation import check_count, check_finite_number, check_floating, check_positive, refuse_inplace
 
 __all__ = [
@@ -215,16 +215,14 @@ class _ReLU(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: tuple[Tensor, Tensor]) -> None:
         ctx.slope_at_zero = inputs[1]
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(output[1])
-        ctx.save_for_forward(output[1])
+        save_mask(ctx, output[1])
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor, _: Any) -> tuple[Tensor, None]:
+    def backward(ctx: Any, upstream: Tensor | None, _: Any) -> tuple[Tensor | None, None]:
         return _ReLU.times_mask(ctx, upstream), None
 
     @staticmethod
-    def times_mask(ctx: Any, g: Tensor) -> Tensor:
+    def times_mask(ctx: Any, g: Tensor | None) -> Tensor | None:
         (mask,) = ctx.saved_tensors
         if ctx.slope_at_zero not in (0, 1):
             g = keep_or_scale(mask > 1, g, ctx.slope_at_zero)
@@ -233,7 +231,7 @@ class _ReLU(Function):
 
 class _ReLUForward(_ReLU):
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, _: Any) -> tuple[Tensor, None]:
+    def jvp(ctx: Any, tangent: Tensor | None, _: Any) -> tuple[Tensor | None, None]:
         return _ReLU.times_mask(ctx, tangent), None
 
 
@@ -288,19 +286,17 @@ class _LeakyReLU(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: tuple[Tensor, Tensor]) -> None:
         ctx.negative_slope = inputs[1]
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(output[1])
-        ctx.save_for_forward(output[1])
+        save_mask(ctx, output[1])
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor, _: Any) -> tuple[Tensor, None]:
+    def backward(ctx: Any, upstream: Tensor | None, _: Any) -> tuple[Tensor | None, None]:
         (positive,) = ctx.saved_tensors
         return keep_or_scale(positive, upstream, ctx.negative_slope), None
 
 
 class _LeakyReLUForward(_LeakyReLU):
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, _: Any) -> tuple[Tensor, None]:
+    def jvp(ctx: Any, tangent: Tensor | None, _: Any) -> tuple[Tensor | None, None]:
         (positive,) = ctx.saved_tensors
         return keep_or_scale(positive, tangent, ctx.negative_slope), None
 
@@ -439,21 +435,19 @@ class _Absolute(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(output[1])
-        ctx.save_for_forward(output[1])
+        save_mask(ctx, output[1])
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor, _: Any) -> Tensor:
+    def backward(ctx: Any, upstream: Tensor | None, _: Any) -> Tensor | None:
         (sign,) = ctx.saved_tensors
-        return upstream * sign
+        return give_sign(sign, upstream)
 
 
 class _AbsoluteForward(_Absolute):
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor) -> tuple[Tensor, None]:
+    def jvp(ctx: Any, tangent: Tensor | None) -> tuple[Tensor | None, None]:
         (sign,) = ctx.saved_tensors
-        return tangent * sign, None
+        return give_sign(sign, tangent), None
 
 
 def absolute(input: Tensor) -> Tensor:
@@ -501,19 +495,17 @@ class _Hardtanh(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, float, float], output: tuple[Tensor, Tensor]) -> None:
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(output[1])
-        ctx.save_for_forward(output[1])
+        save_mask(ctx, output[1])
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor, _: Any) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, upstream: Tensor | None, _: Any) -> tuple[Tensor | None, None, None]:
         (inside,) = ctx.saved_tensors
         return keep_where(inside, upstream), None, None
 
 
 class _HardtanhForward(_Hardtanh):
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> tuple[Tensor, None]:
+    def jvp(ctx: Any, tangent: Tensor | None, *_: Any) -> tuple[Tensor | None, None]:
         (inside,) = ctx.saved_tensors
         return keep_where(inside, tangent), None
 

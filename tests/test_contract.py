@@ -260,9 +260,11 @@ def test_torch_func_gives_the_matrix(layer: Layer) -> None:
     torch.testing.assert_close(jacfwd(f)(x).reshape(n, n), wanted, rtol=0, atol=0)
     tangent = torch.randn_like(x)
     torch.testing.assert_close(jvp(f, (x,), (tangent,))[1].flatten(), wanted @ tangent.flatten(), rtol=0, atol=1e-14)
-    # jvp of a vmapped function: inside, no tensor tells that a derivative is wanted
+    # derivatives of a vmapped function: inside, no tensor tells that one is wanted
     batched = jvp(vmap(lambda row: f(row[None])[0]), (x,), (tangent,))[1]
     torch.testing.assert_close(batched.flatten(), wanted @ tangent.flatten(), rtol=0, atol=1e-14)
+    _, back = vjp(vmap(lambda row: f(row[None])[0]), x)
+    torch.testing.assert_close(back(tangent)[0].flatten(), wanted.T @ tangent.flatten(), rtol=0, atol=1e-14)
     torch.testing.assert_close(vmap(lambda row: f(row[None])[0])(x), f(x), rtol=0, atol=0)
     each = vmap(jacrev(lambda row: f(row[None])[0]))(x).reshape(len(x), n // len(x), n // len(x))
     torch.testing.assert_close(torch.block_diag(*each), wanted, rtol=0, atol=0)
