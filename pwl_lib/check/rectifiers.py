@@ -32,18 +32,21 @@ _random = random.SystemRandom()
 def relu_vjp() -> Iterator[Case]:
     """The gradient before a ReLU, from its input and the gradient after it; at 0 any valid subgradient."""
     for shape in ((5,), (2, 3), (4,)):
-        x, upstream = random_tensor(*shape), random_tensor(*shape)
+        # All four combinations of signs occur, so that no two mistakes look alike.
+        size = math.prod(shape)
+        order = torch.tensor(_random.sample(range(size), size))
+        x, upstream = (
+            ((random_tensor(size).abs() + 0.1) * (torch.arange(size) // step % 2 * 2 - 1))[order].reshape(shape)
+            for step in (1, 2)
+        )
         yield Case((x, upstream), torch.where(x > 0, upstream, 0), mistakes=_vjp_mistakes(x, upstream))
-    x, upstream = torch.cat([torch.zeros(3), torch.tensor([-1.0, 2.0])]).double(), random_tensor(5)
-    mistakes = _vjp_mistakes(x, upstream)
-    del mistakes[
-        "the upstream gradient is missing: that is the mask alone"
-    ]  # at a kink it may be a right mask times itself
+    x = torch.tensor([0.0, 0.0, 0.0, -1.0, 2.0], dtype=torch.float64)
+    upstream = (random_tensor(5).abs() + 0.1) * torch.tensor([1, -1, 1, 1, -1])
     yield Case(
         (x, upstream),
         "0 where x < 0, upstream where x > 0, anything from 0 to upstream where x = 0",
         accept=lambda value: _is_relu_vjp(value, x, upstream),
-        mistakes=mistakes,
+        mistakes=_vjp_mistakes(x, upstream),
         where="at the kink x = 0",
     )
 
