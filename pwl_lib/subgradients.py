@@ -225,6 +225,8 @@ def _nearest_to_origin(points: Tensor) -> Tensor:
         support, weight = _nearest_on_face(P, [*support, best], torch.cat([weight, weight.new_zeros(1)]))
         candidate = weight @ P[support]
         if not candidate.norm() < nearest.norm():
+            if gap[best] > 1e-10 * radius**2:
+                raise RuntimeError(f"the search for the least-norm element stopped {float(gap[best]):.1e} short of it")
             break  # nothing but rounding is left to gain
         nearest = candidate
     return (nearest * size).to(points)
@@ -238,10 +240,10 @@ def _nearest_on_face(P: Tensor, support: list[int], weight: Tensor) -> tuple[lis
         if not bool(shrinking.any()):
             return support, affine
         # Go from weight towards the minimiser of the plane until the first weight vanishes, and drop that point.
-        step = (weight[shrinking] / (weight - affine)[shrinking]).nan_to_num(0.0).amin()
+        step = torch.where(weight > affine, weight / (weight - affine), 0.0)[shrinking].amin()
         weight = weight + step * (affine - weight)
-        weight[shrinking & (weight <= weight[shrinking].amin())] = 0
-        keep = (weight > 0).nonzero().flatten().tolist()
+        dropped = shrinking & (weight <= weight[shrinking].amin().clamp(min=1e-14))
+        keep = (~dropped).nonzero().flatten().tolist()
         support = [support[i] for i in keep]
         weight = weight[keep] / weight[keep].sum()
 
