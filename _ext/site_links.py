@@ -13,6 +13,7 @@ from typing import Any
 
 import student
 from docutils import nodes
+from docutils.statemachine import StringList
 from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
@@ -103,6 +104,24 @@ class HandedOn(SphinxDirective):
         return [rows]
 
 
+class Exercises(SphinxDirective):
+    """``.. exercises:: pwl_lib.check.pooling``: an entry for each checker, which autodoc takes for plain data."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        module = importlib.import_module(self.arguments[0])
+        lines = StringList()
+        exercise = importlib.import_module("pwl_lib.check").Exercise
+        for name in [name for name, thing in vars(module).items() if isinstance(thing, exercise)]:
+            lines.append(f".. autodata:: {self.arguments[0]}.{name}", __file__)
+            lines.append("   :no-value:", __file__)
+            lines.append("", __file__)
+        box = nodes.container()
+        self.state.nested_parse(lines, 0, box)
+        return box.children
+
+
 def student_button(
     app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: nodes.document | None
 ) -> None:
@@ -129,6 +148,7 @@ def write_student_notebooks(app: Sphinx, exception: Exception | None) -> None:
 
 def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("handed-on", HandedOn)
+    app.add_directive("exercises", Exercises)
     app.connect("env-purge-doc", forget)
     app.connect("env-merge-info", merge)
     app.connect("doctree-read", remember)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import re
 from collections import Counter
 from pathlib import Path
@@ -11,6 +12,9 @@ from urllib.parse import unquote, urlsplit
 
 import bookfiles
 import pytest
+import torch
+
+import pwl_lib.check
 
 SITE = bookfiles.SITE
 each_page = pytest.mark.parametrize("page", bookfiles.site_pages(), ids=lambda page: str(page.relative_to(SITE)))
@@ -95,7 +99,8 @@ def public() -> dict[str, object]:
         if any(part.startswith("_") for part in name.split(".")):
             continue
         module = importlib.import_module(name)
-        for attribute in getattr(module, "__all__", []):
+        exercises = [name for name, thing in vars(module).items() if isinstance(thing, pwl_lib.check.Exercise)]
+        for attribute in getattr(module, "__all__", exercises):
             thing = getattr(module, attribute)
             if name not in ("pwl_lib", "pwl_lib.functional", "pwl_lib.nn") and not isinstance(thing, type(ast)):
                 found[f"{name}.{attribute}"] = thing
@@ -163,10 +168,18 @@ def all_docstrings(thing: object) -> str:
 @pytest.mark.parametrize("name", public())
 def test_a_public_docstring_has_a_first_line_and_an_example(name: str) -> None:
     thing = public()[name]
-    if not (isinstance(thing, type) or callable(thing)):
-        return
     docstring = thing.__doc__ or ""
-    assert docstring.strip().splitlines()[0].endswith((".", ":")), "one line of what"
-    checker = name.startswith("pwl_lib.check.")
-    # A checker's example would be the solution; its class has one.
-    assert checker or ">>>" in docstring, "an example that doctest runs"
+    assert docstring.strip(), "a docstring"
+    assert docstring.strip().splitlines()[0].rstrip().endswith((".", ":")), "one line of what"
+    # A class that is no module is what a function returns, and that function shows it. An exercise's example would be its solution.
+    if inspect.isroutine(thing) or (inspect.isclass(thing) and issubclass(thing, torch.nn.Module)):
+        assert ">>>" in docstring, "an example that doctest runs"
+
+
+def test_every_public_module_says_what_is_public() -> None:
+    for file in sorted((bookfiles.ROOT / "pwl_lib").rglob("*.py")):
+        if not file.stem.startswith("_") and file.parent.name != "check":
+            assigned = [
+                ast.unparse(node.targets[0]) for node in bookfiles.syntax(file).body if isinstance(node, ast.Assign)
+            ]
+            assert "__all__" in assigned, f"{file.name} has no __all__"
