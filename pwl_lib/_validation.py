@@ -24,11 +24,8 @@ def check_finite_number(name: str, value: float) -> None:
 
 def check_positive(name: str, value: Tensor | float) -> None:
     """Raises ValueError unless ``value`` is finite and above 0, entry by entry."""
-    if isinstance(value, Tensor):
-        good = bool((torch.isfinite(value) & (value > 0)).all())
-    else:
-        good = math.isfinite(value) and value > 0
-    if not good:
+    numbers = torch.as_tensor(value)
+    if not bool((torch.isfinite(numbers) & (numbers > 0)).all()):
         raise ValueError(f"{name} must be finite and above 0, got {value}")
 
 
