@@ -423,10 +423,10 @@ def test_equal_words_have_one_piece_and_one_convex_region(n, width, depth, seed)
     chosen = [torch.where(number == k)[0][:2] for k in range(len(words)) if (number == k).sum() > 1]
     first, second = torch.stack(chosen).T
     one, other = affine_piece(net, x[first]), affine_piece(net, x[second])
-    assert torch.equal(one.A, other.A)
-    assert torch.equal(one.b, other.b)
+    assert torch.allclose(one.A, other.A, rtol=1e-12, atol=1e-12)
+    assert torch.allclose(one.b, other.b, rtol=1e-12, atol=1e-12)
     for mine, yours in zip(polyhedron(net, x[first]), polyhedron(net, x[second]), strict=True):
-        assert torch.equal(mine, yours)
+        assert torch.allclose(mine, yours, rtol=1e-12, atol=1e-12)
     for t in (0.001, 0.25, 0.5, 0.75, 0.999):
         between = (1 - t) * x[first] + t * x[second]
         assert torch.equal(activation_pattern(net, between), words[number[first]])
