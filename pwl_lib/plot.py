@@ -108,7 +108,7 @@ def pieces(
     size = gradient.norm(dim=1)
     hue = (torch.atan2(gradient[:, 1], gradient[:, 0]) / (2 * torch.pi)) % 1
     strength = size / size.quantile(0.95).clamp(min=1e-12)
-    colour = torch.stack([hue, (0.15 + 0.55 * strength).clamp(max=0.75), torch.full_like(hue, 0.92)], dim=1)
+    colour = torch.stack([hue, (0.12 + 0.45 * strength).clamp(max=0.62), torch.full_like(hue, 0.94)], dim=1)
     grid = word.reshape(resolution, resolution).T  # rows are the second coordinate
     image = torch.as_tensor(mpl.colors.hsv_to_rgb(colour.numpy()))[grid]
     edge = torch.zeros_like(grid, dtype=torch.bool)
