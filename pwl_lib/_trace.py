@@ -432,7 +432,8 @@ def _pool_windows(positions: Sequence[Tensor], sizes: Sequence[int]) -> tuple[Te
 def _pool(trace: Trace, input: Tensor, positions: Sequence[Tensor], return_indices: bool) -> Any:
     spatial = len(positions)
     index, exists = (part.to(input.device) for part in _pool_windows(positions, input.shape[-spatial:]))
-    values, winner = _largest(trace, input.flatten(-spatial).index_select(-1, index.flatten()).unflatten(-1, index.shape), exists)
+    windows = input.flatten(-spatial).index_select(-1, index.flatten()).unflatten(-1, index.shape)
+    values, winner = _largest(trace, windows, exists)
     shape = (*input.shape[:-spatial], *(position.shape[0] for position in positions))
     if not return_indices:
         return values.reshape(shape)

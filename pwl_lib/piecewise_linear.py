@@ -293,7 +293,8 @@ def active_subnetwork(model: nn.Sequential, x: Tensor) -> nn.Sequential:
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     with torch.no_grad():
-        linear = nn.Linear(1, 1, bias=bias is not None, device="meta")  # its numbers are not used: a layer may have no units
+        # Its sizes and numbers come below: nn.Linear itself warns of a layer without units.
+        linear = nn.Linear(1, 1, bias=bias is not None, device="meta")
         linear.out_features, linear.in_features = weight.shape
         linear.weight = nn.Parameter(weight.detach().clone())
         if bias is not None:
