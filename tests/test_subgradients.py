@@ -424,6 +424,13 @@ def test_the_least_norm_keeps_dtype_and_device_and_is_right_to_the_last_place(dt
         assert ConvexHull(points).contains(g)
 
 
+@pytest.mark.parametrize("spacing", [1e-2, 1e-4, 1e-6])
+def test_the_least_norm_is_found_between_points_that_lie_close_together(spacing):
+    t = spacing * (torch.arange(-5, 5, dtype=D) + 0.5)
+    points = torch.stack([1 + t**2, t], 1)  # a parabola: the nearest point lies between its two lowest points
+    assert torch.allclose(ConvexHull(points).min_norm(), torch.tensor([1 + spacing**2 / 4, 0.0], dtype=D), atol=1e-10)
+
+
 def test_the_least_norm_of_a_set_with_the_origin_is_zero_up_to_rounding():
     for seed in range(50):
         points = randn(8, 3, seed=seed)
