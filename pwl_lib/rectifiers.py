@@ -1029,10 +1029,10 @@ class SumOfReLUs(NamedTuple):
 def sum_of_relus(breakpoints: Tensor, values: Tensor, left_slope: float, right_slope: float) -> SumOfReLUs:
     r"""Writes a continuous piecewise linear function as an affine function plus one ReLU for each breakpoint.
 
-    .. math:: f(x) = s_0 x + \left(v_1 - s_0 t_1\right) + \sum_{k=1}^{n} (s_k - s_{k-1}) \operatorname{relu}(x - t_k)
+    .. math:: f(x) = \gamma_0 x + \left(v_1 - \gamma_0 t_1\right) + \sum_{k=1}^{n} (\gamma_k - \gamma_{k-1}) \operatorname{relu}(x - t_k)
 
-    which is :eq:`eq-cpwl-relus`. :math:`s_0` is the slope on the left, :math:`s_n` the one on the right, and
-    :math:`s_k` the slope of the chord from :math:`(t_k, v_k)` to the next point.
+    which is :eq:`eq-cpwl-relus`. :math:`\gamma_0` is the slope on the left, :math:`\gamma_n` the one on the right, and
+    :math:`\gamma_k` the slope of the chord from :math:`(t_k, v_k)` to the next point.
 
     Args:
         breakpoints: ``(n,)``, n at least 1, floating point, finite, increasing.
