@@ -47,6 +47,8 @@ def prepare(session: nox.Session, extra: str) -> None:
     # A kernel of the same name in the home folder would otherwise be taken before the environment's own.
     session.env["JUPYTER_PREFER_ENV_PATH"] = "1"
     session.env["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
+    # Two notebooks or test files run side by side, and their tensors are small: more threads only wait for each other.
+    session.env["OMP_NUM_THREADS"] = "1"
 
 
 def build(session: nox.Session) -> None:
@@ -135,6 +137,7 @@ def lab(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Runs the benchmarks named after `--`, or all, and writes benchmarks/results/."""
     prepare(session, "bench")
+    del session.env["OMP_NUM_THREADS"]
     for file in sorted((ROOT / "benchmarks").glob("bench_*.py")):
         if not session.posargs or file.stem.removeprefix("bench_") in session.posargs:
             run(session, "python", str(file))

@@ -35,8 +35,20 @@ __all__ = [
     "supporting_lines",
 ]
 
-BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#1b66a8", "#b0500a", "#1f7a4a", "#b5303f", "#7a4aa5", "#6b6b6b"
+BLUE = "#1b66a8"
+"""The first colour of a figure, for what it is about."""
+ORANGE = "#b0500a"
+"""The second colour."""
+GREEN = "#1f7a4a"
+"""The third colour; for what is right, where red is wrong."""
+RED = "#b5303f"
+"""The fourth colour; for what is wrong."""
+PURPLE = "#7a4aa5"
+"""The fifth colour."""
+GREY = "#6b6b6b"
+"""The sixth colour, for what stands in the background."""
 INK = "#222222"
+"""The colour of text and axes."""
 
 
 @contextmanager

@@ -23,7 +23,8 @@ def test_the_style_is_left_behind_with_its_block():
     plt.get_backend()  # matplotlib looks for its backend when it is first asked
     before = mpl.rcParams.copy()
     with plot.style(**{"font.size": 20}):
-        assert mpl.rcParams["font.size"] == 20 and mpl.rcParams["figure.facecolor"] == "none"
+        assert mpl.rcParams["font.size"] == 20
+        assert mpl.rcParams["figure.facecolor"] == "none"
     assert mpl.rcParams == before
 
 
@@ -32,7 +33,8 @@ def test_pieces_counts_the_code_words_and_draws_them_in_their_places():
     # One kink, along the second axis: the lower half has slope 0, the upper half slope 1.
     assert plot.pieces(lambda x: torch.relu(x[:, 1:]), ax, resolution=40) == 2
     image = ax.images[0].get_array()
-    assert (image[5] == image[5, 0]).all() and (image[35] == image[35, 0]).all()
+    assert (image[5] == image[5, 0]).all()
+    assert (image[35] == image[35, 0]).all()
     assert not (image[5, 0] == image[35, 0]).all()
     plt.close(figure)
 

@@ -26,7 +26,9 @@ _CHAPTERS = frozenset(__all__) - {"Exercise", "WrongAnswer"}
 def __getattr__(name: str) -> ModuleType:
     if name in _CHAPTERS:
         return importlib.import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; its chapters are {', '.join(sorted(_CHAPTERS))}")
+    raise AttributeError(
+        f"module {__name__!r} has no attribute {name!r}; its chapters are {', '.join(sorted(_CHAPTERS))}"
+    )
 
 
 def __dir__() -> list[str]:

@@ -165,7 +165,7 @@ def all_docstrings(thing: object) -> str:
     return " ".join(getattr(part, "__doc__", "") or "" for part in (thing, *members))
 
 
-@pytest.mark.parametrize("name", public())
+@pytest.mark.parametrize("name", [name for name, thing in public().items() if callable(thing)])
 def test_a_public_docstring_has_a_first_line_and_an_example(name: str) -> None:
     thing = public()[name]
     docstring = thing.__doc__ or ""
