@@ -115,6 +115,8 @@ def test_the_slopes_of_the_leaky_rectifier_are_1_and_alpha(pair: Tensor, alpha: 
     assume(bool((x != 0).all()))
     mask = torch.where(x > 0, 1, alpha)
     torch.testing.assert_close(gradient(rectifiers.leaky_relu(x, alpha), x, upstream), mask * upstream)
+    weight = torch.tensor([alpha], dtype=torch.float64)
+    torch.testing.assert_close(gradient(rectifiers.prelu(x, weight), x, upstream), mask * upstream)
 
 
 @pytest.mark.theorem("prop-prelu-gradient")
