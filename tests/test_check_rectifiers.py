@@ -148,8 +148,11 @@ MISTAKES: list[tuple[str, Callable[..., Any], str]] = [
     ("relu_vjp", lambda x, u: -u * (x > 0), "the sign is wrong"),
     ("relu_vjp", lambda x, u: torch.where(x == 0, 2 * u, u * (x > 0)), "at the kink x = 0"),
     ("relu_vjp", lambda x, u: torch.where(x == 0, -u, u * (x > 0)), "at the kink x = 0"),
-    ("relu_vjp", lambda x, u: torch.where(x == 0, u - u.abs(), u * (x > 0)), "at the kink x = 0"),  # too low alone
-    ("relu_vjp", lambda x, u: torch.where(x == 0, u + u.abs(), u * (x > 0)), "at the kink x = 0"),  # too high alone
+    # out of the interval on one side alone, for upstream gradients of one sign alone
+    ("relu_vjp", lambda x, u: torch.where((x == 0) & (u > 0), -u / 2, u * (x > 0)), "at the kink x = 0"),
+    ("relu_vjp", lambda x, u: torch.where((x == 0) & (u > 0), 2 * u, u * (x > 0)), "at the kink x = 0"),
+    ("relu_vjp", lambda x, u: torch.where((x == 0) & (u < 0), -u / 2, u * (x > 0)), "at the kink x = 0"),
+    ("relu_vjp", lambda x, u: torch.where((x == 0) & (u < 0), 2 * u, u * (x > 0)), "at the kink x = 0"),
     ("relu_vjp", lambda x, u: u * x / x.clamp(min=0), "NaN|came:.*inf"),
     ("relu_vjp", lambda x, u: (u * (x > 0)).flatten()[:1], "the shape is"),
     ("prelu_weight_grad", lambda x, u: (u * x.clamp(max=0)).sum(), "runs over the channels too"),
