@@ -652,9 +652,10 @@ def test_a_tolerance_says_which_entries_and_pieces_are_active():
 
 
 def test_pieces_are_compared_in_double_precision_whatever_their_dtype():
-    # In float16 both products round to the same number, and the second piece would seem active as well.
-    slopes = torch.tensor([1.0, 1.001], dtype=torch.float16)
-    x = torch.tensor(0.5, dtype=torch.float16)
+    # In float16 both products round to the same number, and the first piece would seem active as well.
+    slopes, x = torch.tensor([2 - 2 / 1024, 2 - 1 / 1024], dtype=torch.float16), torch.tensor(1.25, dtype=torch.float16)
+    assert slopes[0] < slopes[1]
+    assert slopes[0] * x == slopes[1] * x
     found = subdifferential_max_affine(x, slopes, torch.zeros(2, dtype=torch.float16))
     assert found.lower == found.upper == slopes[1]
     # A number x is not rounded to the dtype of the slopes.
