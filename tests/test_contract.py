@@ -233,7 +233,10 @@ def test_equals_its_matrix_at_kinks_too(layer: Layer, device: str) -> None:
     upstream = torch.randn(x.shape, dtype=x.dtype, device=device)
     for index, matrix in enumerate(layer.matrices(*inputs)):
         _, back = vjp(lambda tensor, i=index: layer.ours(*inputs[:i], tensor, *inputs[i + 1 :]), inputs[index])
-        torch.testing.assert_close(back(upstream)[0].flatten(), matrix.T @ upstream.flatten(), rtol=0, atol=1e-14)
+        # A sum of k products may be off by k units in the last place of the sum of their sizes, in any order.
+        terms = (matrix != 0).sum(0) * torch.finfo(x.dtype).eps
+        bound = terms * (matrix.T.abs() @ upstream.flatten().abs())
+        assert ((back(upstream)[0].flatten() - matrix.T @ upstream.flatten()).abs() <= bound).all()
 
 
 @each_layer
@@ -336,7 +339,8 @@ def _all_at_once(x: Tensor, weights: tuple[Tensor, ...]) -> list[Tensor]:
         pytest.param(
             "inductor",
             marks=pytest.mark.skipif(
-                not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler"
+                not (shutil.which("g++") or shutil.which("clang++")) or " " in torch.__file__,
+                reason="inductor needs a C++ compiler, and does not quote a path with a space",
             ),
         ),
     ],
