@@ -24,7 +24,12 @@ _LOADED_WHEN_USED = frozenset({"check", "plot"})
 
 def __getattr__(name: str) -> ModuleType:
     if name in _LOADED_WHEN_USED:
-        return importlib.import_module(f"{__name__}.{name}")
+        try:
+            return importlib.import_module(f"{__name__}.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != "matplotlib":
+                raise
+            raise ModuleNotFoundError("pwl_lib.plot needs matplotlib: install pwl_lib[plot]", name=error.name) from None
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

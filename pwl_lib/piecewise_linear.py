@@ -366,7 +366,10 @@ def _jacobian(y: Tensor, x: Tensor) -> Tensor:
     (together,) = torch.autograd.grad(y, x, weights, retain_graph=True, allow_unused=True, materialize_grads=True)
     apart = torch.einsum("bm,bmn->bn", weights, jacobian)
     scale = torch.einsum("bm,bmn->bn", weights.abs(), jacobian.abs()) + together.abs().reshape(apart.shape)
-    if not bool(((together.reshape(apart.shape) - apart).abs() <= math.sqrt(torch.finfo(y.dtype).eps) * scale).all()):
+    # One scale for all entries, and a floor: an entry may be what rounding leaves of terms that cancel.
+    eps = torch.finfo(y.dtype).eps
+    allowed = math.sqrt(eps) * (scale.amax() if scale.numel() else 0) + 100 * eps
+    if bool(((together.reshape(apart.shape) - apart).abs() > allowed).any()):
         raise ValueError(
             "model must treat each sample of the batch alone, but an output of one depends on the input of another"
         )

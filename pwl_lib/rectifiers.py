@@ -207,7 +207,7 @@ class _ReLU(Function):
     def forward(x: Tensor, slope_at_zero: float) -> tuple[Tensor, Tensor]:
         y = torch.relu(x)
         # y is not 0 exactly where x is above 0, or NaN. To read y as bool takes a fifth of the time of comparing x.
-        mask = y.bool().view(torch.uint8)
+        mask = y.bool().to(torch.uint8)
         if slope_at_zero != 0:
             mask = mask + (x < 0).logical_not()  # 0 below the kink, 1 at it, 2 above
         return y, mask
@@ -281,7 +281,7 @@ class _LeakyReLU(Function):
 
     @staticmethod
     def forward(x: Tensor, negative_slope: float) -> tuple[Tensor, Tensor]:
-        return nn.functional.leaky_relu(x, negative_slope), (x > 0).view(torch.uint8)
+        return nn.functional.leaky_relu(x, negative_slope), (x > 0).to(torch.uint8)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: tuple[Tensor, Tensor]) -> None:
@@ -491,7 +491,7 @@ class _Hardtanh(Function):
 
     @staticmethod
     def forward(x: Tensor, min_val: float, max_val: float) -> tuple[Tensor, Tensor]:
-        return nn.functional.hardtanh(x, min_val, max_val), _strictly_between(x, min_val, max_val).view(torch.uint8)
+        return nn.functional.hardtanh(x, min_val, max_val), _strictly_between(x, min_val, max_val).to(torch.uint8)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, float, float], output: tuple[Tensor, Tensor]) -> None:

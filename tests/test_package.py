@@ -41,6 +41,19 @@ print([name in sys.modules for name in lazy], pwl_lib.check.__name__, pwl_lib.pl
     assert _fresh(code) == "[False, False] pwl_lib.check pwl_lib.plot"
 
 
+def test_plot_says_which_extra_it_needs() -> None:
+    code = """
+import sys
+sys.modules["matplotlib"] = None  # as if it were not installed
+import pwl_lib
+try:
+    pwl_lib.plot
+except ModuleNotFoundError as error:
+    print(error)
+"""
+    assert _fresh(code) == "pwl_lib.plot needs matplotlib: install pwl_lib[plot]"
+
+
 def test_version_is_that_of_the_metadata() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert pwl_lib.__version__ == project["version"]

@@ -1017,6 +1017,18 @@ def test_a_model_that_mixes_samples_is_refused_even_when_they_are_equal(model, s
         affine_piece(model, x)
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda x: torch.relu(x) + torch.relu(-x) - x.abs(),
+        lambda x: 1.1 * torch.relu(3 * x) - 0.6 * torch.relu(3 * x) - 0.5 * torch.relu(3 * x),
+    ],
+)
+def test_what_rounding_leaves_of_terms_that_cancel_is_not_taken_for_mixed_samples(model):
+    for seed in range(50):
+        affine_piece(model, randn(8, 2, seed=seed))
+
+
 def test_a_switch_that_mixes_samples_is_refused_by_the_polyhedron():
     with pytest.raises(ValueError, match=r"each sample of the batch alone|its own sample"):
         polyhedron(lambda x: torch.relu(x - x.mean(0)), randn(3, 2, seed=0))
