@@ -189,9 +189,19 @@ def barycentric(points: Mapping[str, Tensor], ax: Axes) -> None:
         x, y = (weights.double() @ corners).tolist()
         colour = RED if bool((weights < 0).any()) else INK
         ax.plot(x, y, "o", color=colour)
-        side = "left" if x > 0.45 else "right"
-        offset = (8 if x > 0.45 else -8, -3)
-        ax.annotate(name, (x, y), offset, textcoords="offset points", color=colour, fontsize=9, ha=side)
+        # A name stands beside the triangle, past its edge at this height, with a thin line to its point.
+        right, edge = x > 0.45, 0.5 + (0.866 - y) / 1.732
+        at = max(x, edge) + 0.06 if right else min(x, 1 - edge) - 0.06
+        ax.plot([x, at], [y, y], color=GREY, linewidth=0.8, zorder=1)
+        ax.annotate(
+            name,
+            (at, y),
+            (3 if right else -3, 0),
+            textcoords="offset points",
+            color=colour,
+            va="center",
+            ha="left" if right else "right",
+        )
     ax.set_aspect("equal")
     ax.margins(0.05)
     ax.axis("off")
