@@ -113,6 +113,7 @@ class Trace(TorchFunctionMode):
         self._winners: dict[int, Tensor] = {}
         self._modules: list[nn.Module] = []
         self.switches, self.offenders = [], []
+        self.eps = 0.0  # of the coarsest dtype that a dependent tensor has: the model rounds as it does
         x = x.clone()  # the model may write into its input
         self._mark(x)
         with self._watch_modules(), self:
@@ -154,6 +155,8 @@ class Trace(TorchFunctionMode):
     def _mark(self, result: Any) -> None:
         for tensor in _tensors(result):
             self._dependent[id(tensor)] = tensor
+            if tensor.is_floating_point():
+                self.eps = max(self.eps, torch.finfo(tensor.dtype).eps)
             if tensor._base is not None:  # writing into a view changes its base
                 self._dependent[id(tensor._base)] = tensor._base
 
@@ -187,6 +190,10 @@ class Trace(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         tensors = _tensors((args, kwargs))
+        if any(torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in tensors):
+            # A transform hands on tensors of its own, which do not tell whether they depend on the input.
+            self.offend(f"{func.__name__} inside a transform of torch.func, which cannot be watched")
+            return func(*args, **kwargs)
         dependent = [tensor for tensor in tensors if self.depends(tensor)]
         if not dependent:
             return func(*args, **kwargs)

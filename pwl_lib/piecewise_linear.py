@@ -181,11 +181,13 @@ def affine_piece(model: Model, x: Tensor) -> AffinePiece:
     _check_input(x)
     with untouched(model, x):
         frozen, leaf, y = _freeze(model, x)
-        A = _jacobian(_flat(y), leaf)
+        A = _jacobian(_flat(y), leaf, frozen.eps)
         with torch.no_grad():
-            b = _flat(frozen.replay(torch.zeros_like(x)))
-            _verify("output", AffinePiece(A, b), x, _flat(model(x.clone())))
-    return AffinePiece(A, b)
+            piece = AffinePiece(A, _flat(frozen.replay(torch.zeros_like(x))))
+            _verify("output", piece, x, _flat(model(x.clone())), frozen.eps)
+            elsewhere = _elsewhere(x)
+            _verify("output", piece, elsewhere, _flat(frozen.replay(elsewhere)), frozen.eps)
+    return piece
 
 
 def polyhedron(model: Model, x: Tensor) -> Polyhedron:
@@ -218,11 +220,14 @@ def polyhedron(model: Model, x: Tensor) -> Polyhedron:
     with untouched(model, x):
         frozen, leaf, _ = _freeze(model, x)
         margin = frozen.margins(x)
-        slope = _jacobian(margin, leaf)
+        slope = _jacobian(margin, leaf, frozen.eps)
         with torch.no_grad():
             frozen.replay(torch.zeros_like(x))
             at_zero = frozen.margins(x)
-            _verify("switch", AffinePiece(slope, at_zero), x, margin)
+            _verify("switch", AffinePiece(slope, at_zero), x, margin, frozen.eps)
+            elsewhere = _elsewhere(x)
+            frozen.replay(elsewhere)
+            _verify("switch", AffinePiece(slope, at_zero), elsewhere, frozen.margins(x), frozen.eps)
     return Polyhedron(-slope, at_zero)
 
 
@@ -346,7 +351,7 @@ def _freeze(model: Model, x: Tensor) -> tuple[Trace, Tensor, Tensor]:
     return trace, leaf, y
 
 
-def _jacobian(y: Tensor, x: Tensor) -> Tensor:
+def _jacobian(y: Tensor, x: Tensor, eps: float) -> Tensor:
     """``(B, m)`` as a function of ``x: (B, *input_shape)``, sample by sample, gives ``(B, m, n)``."""
     batch, m = y.shape
     n = math.prod(x.shape[1:])
@@ -367,7 +372,6 @@ def _jacobian(y: Tensor, x: Tensor) -> Tensor:
     apart = torch.einsum("bm,bmn->bn", weights, jacobian)
     scale = torch.einsum("bm,bmn->bn", weights.abs(), jacobian.abs()) + together.abs().reshape(apart.shape)
     # One scale for all entries, and a floor: an entry may be what rounding leaves of terms that cancel.
-    eps = torch.finfo(y.dtype).eps
     allowed = math.sqrt(eps) * (scale.amax() if scale.numel() else 0) + 100 * eps
     if bool(((together.reshape(apart.shape) - apart).abs() > allowed).any()):
         raise ValueError(
@@ -376,12 +380,17 @@ def _jacobian(y: Tensor, x: Tensor) -> Tensor:
     return jacobian
 
 
-def _verify(what: str, piece: AffinePiece, x: Tensor, value: Tensor) -> None:
-    """The frozen map must reproduce the value it was frozen at; if not, samples are mixed or a gradient was stopped."""
+def _elsewhere(x: Tensor) -> Tensor:
+    """A second point, with no entry 0 and every sign turned: at 0 alone A x + b is b, and a wrong A does not show."""
+    return torch.where(x == 0, torch.arange(x.numel(), device=x.device).cos().reshape(x.shape).to(x.dtype), -x)
+
+
+def _verify(what: str, piece: AffinePiece, x: Tensor, value: Tensor, eps: float) -> None:
+    """The frozen map must reproduce the model's value; if not, samples are mixed or a gradient is stopped or not its own."""
     flat = x.reshape(x.shape[0], piece.A.shape[2]).to(value.dtype)
     scale = torch.einsum("bmn,bn->bm", piece.A.abs(), flat.abs()) + piece.b.abs() + value.abs() + 1
     error = (torch.einsum("bmn,bn->bm", piece.A, flat) + piece.b - value).abs()
-    if not bool((error <= math.sqrt(torch.finfo(value.dtype).eps) * scale).all()):
+    if not bool((error <= math.sqrt(eps) * scale).all()):
         raise ValueError(
             f"each {what} of the model must be a fixed function of its own sample, and gradients must flow through it; "
             f"here A x + b misses the model's value by up to {error.max().item():.3g}"

@@ -1047,6 +1047,52 @@ def test_a_stopped_gradient_and_hidden_randomness_are_refused():
             affine_piece(model, randn(3, 4, seed=0))
 
 
+class Reversed(torch.autograd.Function):
+    """The value of x, and a gradient that is not its own."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, upstream):
+        return -upstream
+
+
+@pytest.mark.parametrize("ask", [affine_piece, lambda model, x: polyhedron(lambda x: torch.relu(model(x)), x)])
+def test_a_wrong_gradient_is_refused_at_zero_too_where_it_does_not_show_in_the_value(ask):
+    def stopped(x):
+        with torch.no_grad():
+            return 2 * x
+
+    for model in (stopped, Reversed.apply):
+        with pytest.raises(ValueError, match="must be a fixed function of its own sample, and gradients must flow"):
+            ask(model, torch.zeros(3, 4, dtype=D))
+
+
+@pytest.mark.parametrize("function", [torch.sin, torch.relu])
+def test_a_transform_inside_the_model_is_refused_since_its_tensors_cannot_be_watched(function):
+    def model(x):
+        return x + torch.vmap(function)(x)
+
+    x = torch.zeros(3, 4, dtype=D)
+    assert "inside a transform of torch.func, which cannot be watched" in repr(is_piecewise_linear(model, x))
+    for ask in (affine_piece, polyhedron, activation_pattern):
+        with pytest.raises(ValueError, match=r"inside a transform of torch\.func, which cannot"):
+            ask(model, x)
+
+
+def test_a_model_that_rounds_to_another_type_inside_is_checked_to_the_digits_of_that_type():
+    net = mlp([4, 8, 2], seed=0).float()
+    x = randn(3, 4, seed=0)
+    inner = [polyhedron(lambda x: net(x.float()).double(), x), polyhedron(lambda x: net(x.float()), x)]
+    alone = polyhedron(net, x.float())
+    assert all(torch.allclose(region.H.float(), alone.H) and region.H.dtype == D for region in inner)
+    piece = affine_piece(lambda x: net(x.float()).double(), x)
+    assert torch.allclose(piece.A.float(), affine_piece(net, x.float()).A)
+    assert piece.A.dtype == D
+
+
 def test_detach_is_looked_through_since_the_value_depends_on_the_input_all_the_same():
     x = randn(3, 4, seed=0)
     piece = affine_piece(lambda x: x + x.detach(), x)
