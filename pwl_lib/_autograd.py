@@ -25,7 +25,16 @@ def derivative_wanted(*tensors: Tensor) -> bool:
 
 def pick(base: type[torch.autograd.Function], twin: type[torch.autograd.Function]) -> Any:
     """The twin has a ``jvp``, which ``torch.func.jvp`` needs and ``torch.compile`` refuses."""
-    return base if torch.compiler.is_compiling() else twin
+    if torch.compiler.is_compiling():
+        return base
+    if torch._C._are_functorch_transforms_active():
+        stack = torch._C._functorch.get_interpreter_stack() or []
+        if sum(level.key() == torch._C._functorch.TransformType.Jvp for level in stack) > 1:
+            raise NotImplementedError(
+                "torch drops a part of the second derivative where forward mode is nested in forward mode over a "
+                "torch.autograd.Function; use reverse mode for one of the two, as torch.func.hessian does"
+            )
+    return twin
 
 
 # g * mask would do, were it not for 0 * inf = nan and 0 * (-g) = -0. torch.where and masked_fill are right, but branch on

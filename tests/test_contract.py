@@ -253,6 +253,16 @@ def test_gradcheck_in_every_mode_of_differentiation(layer: Layer, device: str) -
 
 
 @each_layer
+def test_forward_mode_nested_in_forward_mode_is_refused_since_torch_drops_a_part_of_it(layer: Layer) -> None:
+    x = sample(layer)[:1, :, :2, :1]
+    parameters = parameters_of(layer, x)
+    f = lambda x: (layer.ours(x * x, *parameters) * x).sum()
+    with pytest.raises(NotImplementedError, match="use reverse mode for one of the two"):
+        jacfwd(jacfwd(f))(x)
+    torch.testing.assert_close(hessian(f)(x), jacrev(jacrev(f))(x))
+
+
+@each_layer
 def test_torch_func_gives_the_matrix(layer: Layer) -> None:
     x = sample(layer)[:, :, :2, :2]
     parameters = parameters_of(layer, x)
