@@ -16,8 +16,15 @@ def check_floating(name: str, value: Tensor) -> None:
         raise TypeError(f"{name} must be floating point, got {value.dtype}")
 
 
+def check_number(name: str, value: float) -> None:
+    """Raises TypeError unless ``value`` is a Python number."""
+    if not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+
+
 def check_finite_number(name: str, value: float) -> None:
-    """Raises ValueError unless ``value`` is a finite number."""
+    """Raises TypeError unless ``value`` is a number, and ValueError unless it is finite."""
+    check_number(name, value)
     if not math.isfinite(value):
         raise ValueError(f"{name} must be a finite number, got {value}")
 

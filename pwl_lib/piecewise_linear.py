@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from pwl_lib._trace import Model, Offender, Trace, per_sample, untouched
+from pwl_lib._validation import check_floating
 
 __all__ = [
     "AffinePiece",
@@ -308,10 +309,7 @@ def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 
 
 def _check_input(x: Tensor) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x must be a torch tensor, got {type(x).__name__}")
-    if not x.is_floating_point():
-        raise TypeError(f"x must be floating point, got {x.dtype}")
+    check_floating("x", x)
     if x.dim() == 0:
         raise ValueError("x must have a batch dimension, (B, *input_shape), got a scalar")
     if not bool(torch.isfinite(x).all()):

@@ -18,7 +18,14 @@ from torch.autograd import Function
 from torch.overrides import handle_torch_function, has_torch_function_unary, has_torch_function_variadic
 
 from pwl_lib._autograd import derivative_wanted, give_sign, keep_or_scale, keep_where, pick, save_mask
-from pwl_lib._validation import check_count, check_finite_number, check_floating, check_positive, refuse_inplace
+from pwl_lib._validation import (
+    check_count,
+    check_finite_number,
+    check_floating,
+    check_number,
+    check_positive,
+    refuse_inplace,
+)
 
 __all__ = [
     "Absolute",
@@ -556,11 +563,14 @@ def _by_channel(weight: Tensor, x: Tensor) -> Tensor:
 
 
 def _check_slope_at_zero(slope: float) -> None:
+    check_number("slope_at_zero", slope)
     if not 0 <= slope <= 1:
         raise ValueError(f"slope_at_zero must lie in [0, 1], the subdifferential of relu at 0, got {slope}")
 
 
 def _check_bounds(min_val: float, max_val: float) -> None:
+    check_number("min_val", min_val)
+    check_number("max_val", max_val)
     if not min_val <= max_val:
         raise ValueError(f"min_val must not exceed max_val, got min_val={min_val} and max_val={max_val}")
 
@@ -681,6 +691,7 @@ class PReLU(nn.Module):
     ) -> None:
         super().__init__()
         check_count("num_parameters", num_parameters, 1)
+        check_finite_number("init", init)
         self.num_parameters = num_parameters
         self.init = init
         self.weight = nn.Parameter(torch.empty(num_parameters, device=device, dtype=dtype))

@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pwl_lib._validation import check_floating
+
 __all__ = [
     "Box",
     "ConvexHull",
@@ -86,10 +88,10 @@ class Box(Subdifferential):
     """
 
     def __init__(self, lower: Tensor, upper: Tensor) -> None:
+        _check_finite_tensor("lower", lower)
+        _check_finite_tensor("upper", upper)
         if lower.shape != upper.shape:
             raise ValueError(f"upper must have the shape of lower, {tuple(lower.shape)}, got {tuple(upper.shape)}")
-        _check_floating("lower", lower)
-        _check_floating("upper", upper)
         if bool((lower > upper).any()):
             raise ValueError("lower must not exceed upper")
         self.lower, self.upper = lower, upper
@@ -173,9 +175,9 @@ class ConvexHull(Subdifferential):
     """
 
     def __init__(self, points: Tensor) -> None:
+        _check_finite_tensor("points", points)
         if points.dim() != 2 or points.shape[0] == 0:
             raise ValueError(f"points must have shape (k, n) with k at least 1, got {tuple(points.shape)}")
-        _check_floating("points", points)
         self.points = points
 
     @property
@@ -455,6 +457,8 @@ def subdifferential_max_affine(
     Source: the book, :eq:`eq-subdifferential-max`.
     """
     x = _point(x)
+    _check_finite_tensor("slopes", slopes)
+    _check_finite_tensor("intercepts", intercepts)
     if (
         x.dim() > 1
         or slopes.shape != (intercepts.numel(), *x.shape)
@@ -465,8 +469,6 @@ def subdifferential_max_affine(
             f"slopes must have shape {('k', *x.shape)} and intercepts ('k',) with k at least 1, "
             f"for x of shape {tuple(x.shape)}; got {tuple(slopes.shape)} and {tuple(intercepts.shape)}"
         )
-    _check_floating("slopes", slopes)
-    _check_floating("intercepts", intercepts)
     # In double precision: a product rounded to float16 would make ties that are none.
     value = torch.tensordot(slopes.double(), x.double(), dims=x.dim()) + intercepts.double()
     active = slopes[_active(value, tol)]
@@ -600,14 +602,19 @@ def _box(lower: Tensor, upper: Tensor) -> Box:
     return Box(lower, upper) if lower.dim() else Interval(lower, upper)
 
 
-def _active(value: Tensor, tol: float) -> Tensor:
+def _check_tol(tol: float) -> None:
     if not tol >= 0:
         raise ValueError(f"tol must not be negative, got {tol}")
+
+
+def _active(value: Tensor, tol: float) -> Tensor:
+    _check_tol(tol)
     return value >= value.amax() - tol
 
 
 def _slack(g: Tensor | float, tol: float | None) -> float:
     if tol is not None:
+        _check_tol(tol)
         return tol
     if not isinstance(g, Tensor) or not g.is_floating_point():
         return 1e-9
@@ -617,13 +624,12 @@ def _slack(g: Tensor | float, tol: float | None) -> float:
 def _point(x: Tensor | float) -> Tensor:
     if not isinstance(x, Tensor):
         x = torch.tensor(x, dtype=torch.float64)
-    _check_floating("x", x)
+    _check_finite_tensor("x", x)
     return x.detach()
 
 
-def _check_floating(name: str, value: Tensor) -> None:
-    if not value.is_floating_point():
-        raise TypeError(f"{name} must be floating point, got {value.dtype}")
+def _check_finite_tensor(name: str, value: Tensor) -> None:
+    check_floating(name, value)
     _check_finite(name, value)
 
 
