@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 
 import pytest
@@ -9,8 +10,11 @@ from hypothesis import HealthCheck, settings
 
 BUDGET = 20.0  # seconds a chapter may take on two cores
 
-# The first call of a torch function is slow, so a deadline would fail at random.
-settings.register_profile("book", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# The first call of a torch function is slow, so a deadline would fail at random. A developer's run looks at new examples
+# each time; in CI they are the same for the same code, so that a failure there can be had again.
+settings.register_profile(
+    "book", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ
+)
 settings.load_profile("book")
 
 
