@@ -246,7 +246,8 @@ def active_subnetwork(model: nn.Sequential, x: Tensor) -> nn.Sequential:
         ``nn.Sequential`` of ``nn.Linear`` alone, with as many rows in each hidden layer as the model has active units there.
 
     Raises:
-        TypeError: ``model`` is not an ``nn.Sequential``, or holds another module than ``nn.Linear`` and ReLU.
+        TypeError: ``model`` is not an ``nn.Sequential``, or holds another module than ``nn.Linear`` and ReLU; ``x`` is not a
+            floating point tensor.
         ValueError: ``x`` is not one finite vector of the model's input size, two ``nn.Linear`` do not have a ReLU between them,
             or the model does not end with ``nn.Linear``.
 
@@ -262,6 +263,7 @@ def active_subnetwork(model: nn.Sequential, x: Tensor) -> nn.Sequential:
     """
     if not isinstance(model, nn.Sequential):
         raise TypeError(f"model must be an nn.Sequential of nn.Linear and ReLU, got {type(model).__name__}")
+    check_floating("x", x)
     if x.dim() != 1:
         raise ValueError(f"x must be one input of shape (n,), got shape {tuple(x.shape)}")
     _check_input(x[None])

@@ -672,8 +672,8 @@ class PReLU(nn.Module):
         ``(N, C, *)``, or any with one parameter, and the same.
 
     Raises:
-        TypeError: ``num_parameters`` is not an int.
-        ValueError: ``num_parameters`` is below 1.
+        TypeError: ``num_parameters`` is not an int, or ``init`` not a number.
+        ValueError: ``num_parameters`` is below 1, or ``init`` is not finite.
 
     Example:
         >>> PReLU()(torch.tensor([-2.0, 2.0])).tolist()

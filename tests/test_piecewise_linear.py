@@ -1189,6 +1189,7 @@ def test_pieces_and_polyhedra_refuse_points_of_another_shape_or_type():
         ),
         (nn.Sequential(nn.Linear(2, 2)), torch.tensor([1.0, math.nan]), ValueError, "x must be finite"),
         (nn.Sequential(nn.Linear(2, 2)), torch.ones(2, dtype=torch.int64), TypeError, "x must be floating point"),
+        (nn.Sequential(nn.Linear(2, 2)), [1.0, 2.0], TypeError, "x must be a torch tensor, got list"),
     ],
 )
 def test_the_thin_network_refuses_what_it_cannot_thin(model, x: Tensor, kind, message):
