@@ -10,14 +10,36 @@ import importlib
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from pwl_lib import functional, nn, piecewise_linear, rectifiers, subgradients
+from pwl_lib import (
+    convolution,
+    functional,
+    kronecker,
+    losses,
+    nn,
+    piecewise_linear,
+    pooling,
+    rectifiers,
+    subgradients,
+)
 
 if TYPE_CHECKING:
     from pwl_lib import check, plot
 
 __version__ = "0.1.0"
 
-__all__ = ["check", "functional", "nn", "piecewise_linear", "plot", "rectifiers", "subgradients"]
+__all__ = [
+    "check",
+    "convolution",
+    "functional",
+    "kronecker",
+    "losses",
+    "nn",
+    "piecewise_linear",
+    "plot",
+    "pooling",
+    "rectifiers",
+    "subgradients",
+]
 
 _LOADED_WHEN_USED = frozenset({"check", "plot"})
 

@@ -18,7 +18,18 @@ from types import ModuleType
 
 from pwl_lib.check._exercise import Exercise, WrongAnswer
 
-__all__ = ["Exercise", "WrongAnswer", "piecewise_linear", "rectifiers", "subgradients"]
+__all__ = [
+    "Exercise",
+    "WrongAnswer",
+    "convolution",
+    "kronecker",
+    "losses",
+    "piecewise_linear",
+    "pooling",
+    "rectifiers",
+    "subgradients",
+    "training",
+]
 
 _CHAPTERS = frozenset(__all__) - {"Exercise", "WrongAnswer"}
 

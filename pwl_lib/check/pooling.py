@@ -1,0 +1,5 @@
+"""Checkers of the chapter *Pooling*."""
+
+from __future__ import annotations
+
+__all__: list[str] = []
