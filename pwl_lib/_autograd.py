@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -64,3 +65,36 @@ def save_mask(ctx: Any, mask: Tensor) -> None:
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(mask)
     ctx.save_for_forward(mask)
+
+
+def sum_of(*parts: Tensor | None) -> Tensor | None:
+    """The sum of the tangents that there are."""
+    there = [part for part in parts if part is not None]
+    return functools.reduce(torch.add, there) if there else None
+
+
+# A product x * w has the derivative w in x and x in w, so that each factor is kept only for the gradient in the other.
+
+
+def save_factors(ctx: Any, x: Tensor, weight: Tensor) -> bool:
+    """Keeps the factors that the backward pass needs, and both for forward mode; whether both are kept."""
+    ctx.save_for_forward(x, weight)
+    by_x, by_weight = ctx.needs_input_grad[:2]
+    # A transform asks for the gradients one by one, after this; a compiler drops what it does not need.
+    both = (by_x and by_weight) or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    ctx.save_for_backward(x if both or by_weight else None, weight if both or by_x else None)
+    return both
+
+
+def autocast_as_torch(*tensors: Tensor | None) -> tuple[Any, ...]:
+    """The tensors in the dtype that autocast gives to products, where it is on; they stay as they are where it is not."""
+    device = next(tensor.device.type for tensor in tensors if isinstance(tensor, Tensor))
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(
+        tensor.to(dtype)
+        if tensor is not None and tensor.is_floating_point() and tensor.dtype != torch.float64
+        else tensor
+        for tensor in tensors
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -51,3 +52,20 @@ def refuse_inplace(inplace: bool) -> None:
             "inplace must be False, got True: the backward pass keeps one byte an element and not the input, "
             "so that writing over the input saves nothing that autograd holds"
         )
+
+
+def check_one_of(name: str, value: object, allowed: Sequence[object], otherwise: str = "") -> None:
+    """Raises ValueError unless ``value`` is one of ``allowed``."""
+    if value not in allowed:
+        choices = ", ".join(repr(choice) for choice in allowed)
+        raise ValueError(f"{name} must be one of {choices}{' ' * bool(otherwise)}{otherwise}, got {value!r}")
+
+
+def check_same_kind(name: str, value: Tensor, like_name: str, like: Tensor) -> None:
+    """Raises TypeError unless ``value`` is a tensor of the dtype of ``like``, and ValueError unless it is on its device."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch tensor, got {type(value).__name__}")
+    if value.dtype != like.dtype:
+        raise TypeError(f"{name} must have the dtype of {like_name}, {like.dtype}, got {value.dtype}")
+    if value.device != like.device:
+        raise ValueError(f"{name} must be on the device of {like_name}, {like.device}, got {value.device}")

@@ -3,6 +3,7 @@
 Nothing is defined here. Each module lives in the module of its chapter, beside its function.
 """
 
+from pwl_lib.convolution import Conv2d, Linear
 from pwl_lib.rectifiers import Absolute, Hardtanh, LeakyReLU, PReLU, ReLU
 
-__all__ = ["Absolute", "Hardtanh", "LeakyReLU", "PReLU", "ReLU"]
+__all__ = ["Absolute", "Conv2d", "Hardtanh", "LeakyReLU", "Linear", "PReLU", "ReLU"]
