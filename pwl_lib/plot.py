@@ -29,6 +29,7 @@ __all__ = [
     "RED",
     "barycentric",
     "bridge_rectifier",
+    "matrix",
     "pieces",
     "star_rectifier",
     "style",
@@ -131,6 +132,44 @@ def pieces(
     ax.set(xticks=[], yticks=[])
     ax.grid(visible=False)
     return len(words)
+
+
+def matrix(values: Tensor, ax: Axes, blocks: tuple[int, int] | None = None) -> int:
+    """Draws a matrix as a picture: a square for every entry that is not 0, and returns how many there are.
+
+    Blue is positive and orange negative, the stronger the larger the entry; 0 is left empty.
+
+    Args:
+        values: ``(rows, columns)``, dense or sparse; row 0 is on top.
+        ax: where to draw.
+        blocks: the rows and columns of a block, around each of which a line is drawn.
+
+    Returns:
+        The number of entries that are not 0.
+
+    Example:
+        >>> figure, ax = plt.subplots()
+        >>> matrix(torch.eye(4), ax, blocks=(2, 2))
+        4
+        >>> plt.close(figure)
+    """
+    dense = values.detach().to_dense().double()
+    rows, columns = dense.shape
+    strength = dense.abs() / dense.abs().amax().clamp(min=1e-300) if dense.numel() else dense
+    image = torch.zeros(rows, columns, 4)
+    for colour, there in ((BLUE, dense > 0), (ORANGE, dense < 0)):
+        image[there] = torch.tensor(mpl.colors.to_rgba(colour))
+    image[..., 3] = torch.where(dense != 0, 0.35 + 0.65 * strength, 0)
+    ax.imshow(image.numpy(), extent=(0, columns, rows, 0), interpolation="nearest")
+    down, right = blocks or (rows, columns)
+    for y in range(0, rows + 1, down):
+        ax.axhline(y, color=GREY, linewidth=0.8)
+    for x in range(0, columns + 1, right):
+        ax.axvline(x, color=GREY, linewidth=0.8)
+    ax.set(xticks=[], yticks=[])
+    ax.grid(visible=False)
+    ax.spines[:].set_visible(False)
+    return int((dense != 0).sum())
 
 
 def supporting_lines(

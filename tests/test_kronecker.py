@@ -430,9 +430,8 @@ def test_kron_matvec_needs_no_room_for_the_product() -> None:
 def test_kron_matvec_in_every_precision(dtype: torch.dtype) -> None:
     A, B, v = (X.to(dtype) for X in (randn(3, 4), randn(2, 5, seed=1), randn(20, seed=2)))
     wanted = (kron(A.double(), B.double()) @ v.double()).to(dtype)
-    torch.testing.assert_close(
-        kron_matvec(A, B, v), wanted, rtol=8 * torch.finfo(dtype).eps, atol=0.1 * dtype.itemsize**-4
-    )
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(kron_matvec(A, B, v), wanted, rtol=8 * eps, atol=32 * eps)
 
 
 def test_complex_numbers_are_transposed_and_not_conjugated() -> None:
