@@ -11,7 +11,8 @@ not flipped.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +45,8 @@ InputForm = Literal["kernel", "matrix", "index", "fold"]
 WeightForm = Literal["kernel", "patches"]
 
 
-class _Scan(NamedTuple):
+@dataclass(frozen=True)  # not a tuple, which vmap would take apart
+class _Scan:
     """How a kernel scans an image; every pair is for rows and columns."""
 
     size: tuple[int, int]
@@ -56,7 +58,8 @@ class _Scan(NamedTuple):
 
     @property
     def outputs(self) -> tuple[int, int]:
-        rows, columns = (output_size(*numbers) for numbers in zip(*self, strict=True))
+        words = self.size, self.kernel, self.stride, self.before, self.after, self.dilation
+        rows, columns = (output_size(*numbers) for numbers in zip(*words, strict=True))
         return rows, columns
 
     @property
@@ -67,7 +70,7 @@ class _Scan(NamedTuple):
     def even(self) -> _Scan:
         """The same scan of an image that has the odd row and column of padding already, so that both sides are equal."""
         rows, columns = (s + a - b for s, a, b in zip(self.size, self.after, self.before, strict=True))
-        return self._replace(size=(rows, columns), after=self.before)
+        return replace(self, size=(rows, columns), after=self.before)
 
     def positions(self) -> tuple[Tensor, Tensor]:
         """Rows and columns of every window in the padded image."""
