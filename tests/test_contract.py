@@ -275,8 +275,8 @@ def sample(
 
 
 def cosines(layer: Layer, like: Tensor) -> Tensor:
-    """An upstream gradient for the output ``like``."""
-    return torch.arange(like.numel(), dtype=torch.float64).cos().reshape(like.shape).to(like)
+    """An upstream gradient for the output ``like``, in its layout."""
+    return torch.empty_like(like).copy_(torch.arange(like.numel()).cos().reshape(like.shape))
 
 
 def same_bits(a: Tensor | None, b: Tensor | None) -> bool:
