@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
+from pwl_lib._windows import output_size, positions
+
 Model = Callable[[Tensor], Tensor]
 
 # Every argument may depend on the input: these are sums and rearrangements.
@@ -426,22 +428,27 @@ def _min(
     return torch.return_types.min((-values, winner))
 
 
-def _pool_windows(positions: Sequence[Tensor], sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
+def _pool_windows(scans: Sequence[Tensor], sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Combines the positions ``(outputs, window)`` of each dimension, -1 outside, into flat ones, and says which exist."""
     index = torch.zeros(1, 1, dtype=torch.int64)
     exists = torch.ones(1, 1, dtype=torch.bool)
-    for position, size in zip(positions, sizes, strict=True):
+    for position, size in zip(scans, sizes, strict=True):
         index = (index[:, None, :, None] * size + position.clamp(min=0)[None, :, None, :]).flatten(2).flatten(0, 1)
         exists = (exists[:, None, :, None] & (position >= 0)[None, :, None, :]).flatten(2).flatten(0, 1)
     return index, exists
 
 
-def _pool(trace: Trace, input: Tensor, positions: Sequence[Tensor], return_indices: bool) -> Any:
-    spatial = len(positions)
-    index, exists = (part.to(input.device) for part in _pool_windows(positions, input.shape[-spatial:]))
+def _pool(
+    trace: Trace, input: Tensor, scans: Sequence[Tensor], return_indices: bool, *, columns_first: bool = False
+) -> Any:
+    spatial = len(scans)
+    index, exists = (part.to(input.device) for part in _pool_windows(scans, input.shape[-spatial:]))
+    if columns_first:  # the first of several winners is then the one in the smallest column
+        order = torch.arange(index.shape[1]).reshape(-1, scans[1].shape[1]).T.flatten()
+        index, exists = index[:, order], exists[:, order]
     windows = input.flatten(-spatial).index_select(-1, index.flatten()).unflatten(-1, index.shape)
     values, winner = _largest(trace, windows, exists)
-    shape = (*input.shape[:-spatial], *(position.shape[0] for position in positions))
+    shape = (*input.shape[:-spatial], *(scan.shape[0] for scan in scans))
     if not return_indices:
         return values.reshape(shape)
     chosen = index.expand(*winner.shape, -1).gather(-1, winner[..., None]).reshape(shape)
@@ -463,35 +470,29 @@ def _max_pool(spatial: int, with_indices: bool) -> Callable[..., Any]:
         dilation: Any = 1,
         ceil_mode: bool = False,
         return_indices: bool = with_indices,
+        *,
+        ties: str = "row-major",
     ) -> Any:
-        positions = []
-        words = (
-            kernel_size,
-            stride or kernel_size,
-            padding,
-            dilation,
-        )  # torch takes an empty stride for "the kernel size"
-        for size, k, s, p, d in zip(input.shape[-spatial:], *(_each(word, spatial) for word in words), strict=True):
-            reach = size + 2 * p - d * (k - 1) - 1
-            outputs = (-(-reach // s) if ceil_mode else reach // s) + 1
-            if ceil_mode and (outputs - 1) * s >= size + p:  # a window must begin inside the input or its left padding
-                outputs -= 1
-            position = torch.arange(outputs)[:, None] * s - p + torch.arange(k) * d
-            positions.append(torch.where((position >= 0) & (position < size), position, -1))
-        return _pool(trace, input, positions, return_indices)
+        # torch takes an empty stride for "the kernel size"
+        words = (_each(word, spatial) for word in (kernel_size, stride or kernel_size, padding, dilation))
+        scans = []
+        for size, k, s, p, d in zip(input.shape[-spatial:], *words, strict=True):
+            position = positions(output_size(size, k, s, p, p, d, ceil_mode=ceil_mode), k, s, p, d)
+            scans.append(torch.where((position >= 0) & (position < size), position, -1))
+        return _pool(trace, input, scans, return_indices, columns_first=ties == "column-major")
 
     return rule
 
 
 def _adaptive_max_pool(spatial: int, with_indices: bool) -> Callable[..., Any]:
     def rule(trace: Trace, input: Tensor, output_size: Any, return_indices: bool = with_indices) -> Any:
-        positions = []
+        scans = []
         for size, wanted in zip(input.shape[-spatial:], _each(output_size, spatial), strict=True):
             outputs = torch.arange(size if wanted is None else wanted)
             start, end = outputs * size // len(outputs), -(-(outputs + 1) * size // len(outputs))
             position = start[:, None] + torch.arange(int((end - start).max()))
-            positions.append(torch.where(position < end[:, None], position, -1))
-        return _pool(trace, input, positions, return_indices)
+            scans.append(torch.where(position < end[:, None], position, -1))
+        return _pool(trace, input, scans, return_indices)
 
     return rule
 
