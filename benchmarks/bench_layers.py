@@ -32,6 +32,11 @@ SIZES = [10**3, 10**4, 10**5, 10**6, 10**7]
 RESULTS = Path(__file__).parent / "results"
 WEIGHT = 0.25
 
+
+def _with_classes(function: Callable[..., Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda x: function(x, torch.arange(len(x), device=x.device) % x.shape[1])
+
+
 # name: (ours, torch's), functions of the input and, for prelu, of a weight
 LAYERS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     "relu": (PF.relu, F.relu),
@@ -40,6 +45,30 @@ LAYERS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     "absolute": (PF.absolute, torch.abs),
     "hardtanh": (PF.hardtanh, F.hardtanh),
 }
+# What changes the shape. name: (ours, torch's, the shape of the input, the shapes of the parameters); the first shape is
+# the one the layer is given, and a parameter of a name with "frozen" wants no gradient.
+BLOCKS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], tuple[int, ...], tuple[tuple[int, ...], ...]]] = {
+    "conv2d, small": (PF.conv2d, F.conv2d, (1, 1, 28, 28), ((8, 1, 5, 5), (8,))),
+    "conv2d, middle": (PF.conv2d, F.conv2d, (8, 16, 32, 32), ((32, 16, 3, 3), (32,))),
+    "conv2d, large": (PF.conv2d, F.conv2d, (16, 32, 56, 56), ((64, 32, 3, 3), (64,))),
+    "conv2d, middle, frozen": (PF.conv2d, F.conv2d, (8, 16, 32, 32), ((32, 16, 3, 3), (32,))),
+    "linear": (PF.linear, F.linear, (64, 784), ((128, 784), (128,))),
+    "max_pool2d, 2": (partial(PF.max_pool2d, kernel_size=2), partial(F.max_pool2d, kernel_size=2), (8, 16, 64, 64), ()),
+    "max_pool2d, 3, overlapping": (
+        partial(PF.max_pool2d, kernel_size=3, stride=2, padding=1),
+        partial(F.max_pool2d, kernel_size=3, stride=2, padding=1),
+        (8, 16, 64, 64),
+        (),
+    ),
+    "avg_pool2d, 2": (partial(PF.avg_pool2d, kernel_size=2), partial(F.avg_pool2d, kernel_size=2), (8, 16, 64, 64), ()),
+    "l1_loss": (*(lambda x, f=f: f(x, torch.zeros_like(x)) for f in (PF.l1_loss, F.l1_loss)), (10**6,), ()),
+    "mse_loss": (*(lambda x, f=f: f(x, torch.zeros_like(x)) for f in (PF.mse_loss, F.mse_loss)), (10**6,), ()),
+    "cross_entropy, 10 classes": (*(_with_classes(f) for f in (PF.cross_entropy, F.cross_entropy)), (4096, 10), ()),
+    "cross_entropy, 1,000 classes": (*(_with_classes(f) for f in (PF.cross_entropy, F.cross_entropy)), (128, 1000), ()),
+}
+# The four ways to the gradient in the input, beside torch's convolution.
+FORMS = ("kernel", "fold", "index", "matrix")
+FORM_SHAPES = ((8, 8, 16, 16), (16, 8, 3, 3))
 ACTIVATIONS: dict[str, Callable[..., Tensor]] = {
     "relu": F.relu,
     "copy": torch.clone,  # reads and writes as much as an activation, and computes nothing
@@ -105,26 +134,27 @@ def forward(function: Callable[..., Tensor], inputs: list[Tensor]) -> Callable[[
 
 
 def forward_backward(function: Callable[..., Tensor], inputs: list[Tensor], upstream: Tensor) -> Callable[[], object]:
-    return lambda: torch.autograd.grad(function(*inputs), inputs, upstream)
+    wanted = [tensor for tensor in inputs if tensor.requires_grad]
+    return lambda: torch.autograd.grad(function(*inputs), wanted, upstream)
 
 
-def saved_bytes(function: Callable[..., Tensor], inputs: list[Tensor]) -> dict[str, float]:
-    """Bytes an element kept for the backward pass: all, and those that neither the input nor the output holds anyway."""
-    kept: dict[int, tuple[int, int]] = {}
+def saved_bytes(function: Callable[..., Tensor], inputs: list[Tensor]) -> dict[str, int]:
+    """Bytes kept for the backward pass besides the parameters: all, and those that neither the input nor the output holds anyway."""
+    kept: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
-        size = tensor.numel() * tensor.element_size()
-        kept[tensor.untyped_storage().data_ptr()] = (size, tensor.numel())
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         y = function(*inputs)
-    n = inputs[0].numel()
-    ends = {tensor.untyped_storage().data_ptr() for tensor in (*inputs, y)}
-    large = {key: size for key, (size, count) in kept.items() if count == n}
+    for parameter in inputs[1:]:
+        kept.pop(parameter.untyped_storage().data_ptr(), None)
+    ends = {tensor.untyped_storage().data_ptr() for tensor in (inputs[0], y)}
     return {
-        "all": sum(large.values()) / n,
-        "beyond_input_and_output": sum(size for key, size in large.items() if key not in ends) / n,
+        "all": sum(kept.values()),
+        "beyond_input_and_output": sum(size for key, size in kept.items() if key not in ends),
     }
 
 
@@ -152,9 +182,46 @@ def measure_layers(device: str, alternations: int, bar: tqdm[Any]) -> list[dict[
                     "ratio": rounded(seconds["ours"] / seconds["torch"]),
                 }
                 bar.update()
-            row["saved_bytes_per_element"] = {who: saved_bytes(f, inputs) for who, f in named.items()}
+            row["saved_bytes_per_element"] = {
+                who: {what: size / n for what, size in saved_bytes(f, inputs).items()} for who, f in named.items()
+            }
             rows.append(row)
     return rows
+
+
+def measure_blocks(device: str, alternations: int, bar: tqdm[Any]) -> list[dict[str, Any]]:
+    rows = []
+    for name, (ours, theirs, shape, parameters) in BLOCKS.items():
+        x = torch.randn(shape, device=device, requires_grad=True)
+        inputs = [x, *(torch.randn(size, device=device, requires_grad="frozen" not in name) for size in parameters)]
+        upstream = torch.randn_like(theirs(*inputs))
+        named = {"ours": ours, "torch": theirs}
+        row: dict[str, Any] = {"layer": name, "input": list(shape), "parameters": [list(size) for size in parameters]}
+        for mode, prepare in (("forward", forward), ("forward_backward", partial(forward_backward, upstream=upstream))):
+            seconds = medians({who: prepare(f, inputs) for who, f in named.items()}, alternations, device)
+            row[mode] = {
+                "ours_us": rounded(seconds["ours"] * 1e6),
+                "torch_us": rounded(seconds["torch"] * 1e6),
+                "ratio": rounded(seconds["ours"] / seconds["torch"]),
+            }
+            bar.update()
+        row["saved_bytes"] = {who: saved_bytes(f, inputs) for who, f in named.items()}
+        rows.append(row)
+    return rows
+
+
+def measure_forms(device: str, alternations: int, bar: tqdm[Any]) -> dict[str, Any]:
+    """Each form of the backward pass of a convolution, over torch's convolution."""
+    inputs = [torch.randn(size, device=device, requires_grad=True) for size in FORM_SHAPES]
+    upstream = torch.randn_like(F.conv2d(*inputs))
+    calls = {"torch": F.conv2d, **{form: partial(PF.conv2d, backward=form) for form in FORMS}}
+    seconds = medians({name: forward_backward(f, inputs, upstream) for name, f in calls.items()}, alternations, device)
+    bar.update()
+    return {
+        "shapes": [list(shape) for shape in FORM_SHAPES],
+        "us": {name: rounded(s * 1e6) for name, s in seconds.items()},
+        "over_torch": {name: rounded(seconds[name] / seconds["torch"]) for name in FORMS},
+    }
 
 
 def measure_activations(device: str, alternations: int, bar: tqdm[Any]) -> list[dict[str, Any]]:
@@ -185,13 +252,16 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     devices = [arguments.device] if arguments.device else ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     for device in devices:
-        with tqdm(total=2 * len(SIZES) * (len(LAYERS) + 1), desc=f"layers on {device}") as bar:
+        steps = 2 * len(SIZES) * (len(LAYERS) + 1) + 2 * len(BLOCKS) + 1
+        with tqdm(total=steps, desc=f"layers on {device}") as bar:
             results = {
                 "date": datetime.date.today().isoformat(),
                 "machine": machine(device),
                 "dtype": "float32",
                 "alternations": arguments.alternations,
                 "layers": measure_layers(device, arguments.alternations, bar),
+                "blocks": measure_blocks(device, arguments.alternations, bar),
+                "forms": measure_forms(device, arguments.alternations, bar),
                 "activations": measure_activations(device, arguments.alternations, bar),
             }
         RESULTS.mkdir(exist_ok=True)
