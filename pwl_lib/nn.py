@@ -4,6 +4,18 @@ Nothing is defined here. Each module lives in the module of its chapter, beside 
 """
 
 from pwl_lib.convolution import Conv2d, Linear
+from pwl_lib.losses import CrossEntropyLoss, L1Loss, MSELoss
 from pwl_lib.rectifiers import Absolute, Hardtanh, LeakyReLU, PReLU, ReLU
 
-__all__ = ["Absolute", "Conv2d", "Hardtanh", "LeakyReLU", "Linear", "PReLU", "ReLU"]
+__all__ = [
+    "Absolute",
+    "Conv2d",
+    "CrossEntropyLoss",
+    "Hardtanh",
+    "L1Loss",
+    "LeakyReLU",
+    "Linear",
+    "MSELoss",
+    "PReLU",
+    "ReLU",
+]
