@@ -171,7 +171,7 @@ def cross_entropy_jacobian(
     by_index = target.shape != input.shape
     if by_index:
         counts = target != ignore_index
-        hot = F.one_hot(target.long().masked_fill(~counts, 0), classes).to(x.dtype)
+        hot = F.one_hot(target.masked_fill(~counts, 0), classes).to(x.dtype)
         shares = (hot @ weights) * counts
     else:
         counts = torch.ones(x.shape[:-1], dtype=torch.bool, device=x.device)
@@ -501,11 +501,11 @@ def _softmax_minus_target(
         if reduction == "none":
             upstream = upstream.unsqueeze(dim)
         scale = upstream if weights is None else upstream * weights
-        wanted = scale * ((1 - smoothing) * target + smoothing / classes)
+        wanted = scale * ((1 - smoothing) * _wide(target) + smoothing / classes)
         by_target = (-(1 - smoothing) * scale * log_p).to(target.dtype)
-        return p * wanted.sum(dim, keepdim=True) - wanted, by_target
+        return (p * wanted.sum(dim, keepdim=True)).sub_(wanted), by_target
     counts = target != ignore_index
-    index = target.long().masked_fill(~counts, 0)
+    index = target.masked_fill(~counts, 0)
     shares = counts if weight is None else torch.where(counts, _weight_of(target, _wide(weight), counts), 0)
     if reduction == "mean":
         upstream = upstream / shares.sum()
@@ -517,7 +517,7 @@ def _softmax_minus_target(
         spread = (each * (smoothing / classes)).unsqueeze(dim)
         spread = spread.expand_as(p) if weights is None else spread * weights
         slopes = p * (hit.unsqueeze(dim) + spread.sum(dim, keepdim=True)) - spread
-    return slopes.scatter_add(dim, index.unsqueeze(dim), -hit.unsqueeze(dim)), None
+    return slopes.scatter_add_(dim, index.unsqueeze(dim), -hit.unsqueeze(dim)), None
 
 
 def _loss_of(
@@ -566,7 +566,7 @@ def _along(weight: Tensor, x: Tensor) -> Tensor:
 
 
 def _weight_of(target: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
-    index = target.long().masked_fill(~counts, 0)
+    index = target.masked_fill(~counts, 0)
     return weight.index_select(0, index.flatten()).reshape(index.shape)
 
 
@@ -597,7 +597,9 @@ def _as_float32_under_autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
 
 
 def _in_one_dtype(input: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    if not target.is_floating_point() or target.dtype == input.dtype:
+    if not target.is_floating_point():
+        return input, target.long(), weight  # as a byte, the ignored index -100 would be 156
+    if target.dtype == input.dtype:
         return input, target, weight
     dtype = torch.promote_types(input.dtype, target.dtype)
     return input.to(dtype), target.to(dtype), None if weight is None else weight.to(dtype)
