@@ -5,16 +5,19 @@ Nothing is defined here. Each function lives in the module of its chapter, with 
 
 from pwl_lib.convolution import conv2d, linear
 from pwl_lib.losses import cross_entropy, l1_loss, mse_loss
+from pwl_lib.pooling import avg_pool2d, max_pool2d
 from pwl_lib.rectifiers import absolute, hardtanh, leaky_relu, prelu, relu
 
 __all__ = [
     "absolute",
+    "avg_pool2d",
     "conv2d",
     "cross_entropy",
     "hardtanh",
     "l1_loss",
     "leaky_relu",
     "linear",
+    "max_pool2d",
     "mse_loss",
     "prelu",
     "relu",

@@ -5,10 +5,12 @@ Nothing is defined here. Each module lives in the module of its chapter, beside 
 
 from pwl_lib.convolution import Conv2d, Linear
 from pwl_lib.losses import CrossEntropyLoss, L1Loss, MSELoss
+from pwl_lib.pooling import AvgPool2d, MaxPool2d
 from pwl_lib.rectifiers import Absolute, Hardtanh, LeakyReLU, PReLU, ReLU
 
 __all__ = [
     "Absolute",
+    "AvgPool2d",
     "Conv2d",
     "CrossEntropyLoss",
     "Hardtanh",
@@ -16,6 +18,7 @@ __all__ = [
     "LeakyReLU",
     "Linear",
     "MSELoss",
+    "MaxPool2d",
     "PReLU",
     "ReLU",
 ]
