@@ -163,7 +163,10 @@ def weighted_median() -> Iterator[Case]:
 def _median_case(t: Tensor, w: Tensor, where: str) -> Case:
     order = torch.tensor(_random.sample(range(len(t)), len(t)))
     t, w = t[order], w[order]
-    total = lambda c: float((w * (c - t).abs()).sum())
+
+    def total(c: Tensor) -> float:
+        return float((w * (c - t).abs()).sum())
+
     least = min(total(c) for c in t)
 
     def accept(value: Any) -> bool:
