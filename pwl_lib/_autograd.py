@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from typing import Any
 
 import torch
@@ -22,6 +23,18 @@ def derivative_wanted(*tensors: Tensor) -> bool:
         or forward_ad._current_level >= 0
         or torch._C._are_functorch_transforms_active()
     )
+
+
+class LayerFunction(torch.autograd.Function):
+    """What the functions of all layers share: ``vmap`` follows from their forward and backward passes."""
+
+    generate_vmap_rule = True
+
+    def __init_subclass__(cls, **words: Any) -> None:
+        super().__init_subclass__(**words)
+        # torch asks for the signature in every call, and to work it out takes longer than many a forward pass: 35 us.
+        if "forward" in vars(cls):
+            cls.forward.__signature__ = inspect.signature(cls.forward)  # type: ignore[attr-defined]
 
 
 def pick(base: type[torch.autograd.Function], twin: type[torch.autograd.Function]) -> Any:

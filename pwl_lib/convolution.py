@@ -17,10 +17,9 @@ from typing import Any, Literal, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd import Function
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from pwl_lib._autograd import autocast_as_torch, derivative_wanted, pick, save_factors, sum_of
+from pwl_lib._autograd import LayerFunction, autocast_as_torch, derivative_wanted, pick, save_factors, sum_of
 from pwl_lib._validation import check_count, check_floating, check_one_of, check_same_kind
 from pwl_lib._windows import Pair, check_image, check_pair, output_size, positions
 from pwl_lib.kronecker import kron, unvec, vec
@@ -652,9 +651,7 @@ def _kernel_backward(
     )
 
 
-class _Conv2d(Function):
-    generate_vmap_rule = True
-
+class _Conv2d(LayerFunction):
     @staticmethod
     def forward(
         x: Tensor, weight: Tensor, bias: Tensor | None, scan: _Scan, groups: int, backward: InputForm
@@ -769,9 +766,7 @@ def conv2d(
     return pick(_Conv2d, _Conv2dForward).apply(x, weight, bias, even, groups, backward)
 
 
-class _Linear(Function):
-    generate_vmap_rule = True
-
+class _Linear(LayerFunction):
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, weight, bias)

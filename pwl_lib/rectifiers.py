@@ -14,10 +14,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function
 from torch.overrides import handle_torch_function, has_torch_function_unary, has_torch_function_variadic
 
-from pwl_lib._autograd import derivative_wanted, give_sign, keep_or_scale, keep_where, pick, save_mask
+from pwl_lib._autograd import LayerFunction, derivative_wanted, give_sign, keep_or_scale, keep_where, pick, save_mask
 from pwl_lib._validation import (
     check_count,
     check_finite_number,
@@ -207,9 +206,7 @@ def _strictly_between(x: Tensor, low: float, high: float) -> Tensor:
 # --- the function ---------------------------------------------------------------------------------
 
 
-class _ReLU(Function):
-    generate_vmap_rule = True
-
+class _ReLU(LayerFunction):
     @staticmethod
     def forward(x: Tensor, slope_at_zero: float) -> tuple[Tensor, Tensor]:
         y = torch.relu(x)
@@ -283,9 +280,7 @@ def relu(input: Tensor, inplace: bool = False, *, slope_at_zero: float = 0.0) ->
     return pick(_ReLU, _ReLUForward).apply(input, slope_at_zero)[0]
 
 
-class _LeakyReLU(Function):
-    generate_vmap_rule = True
-
+class _LeakyReLU(LayerFunction):
     @staticmethod
     def forward(x: Tensor, negative_slope: float) -> tuple[Tensor, Tensor]:
         return nn.functional.leaky_relu(x, negative_slope), (x > 0).to(torch.uint8)
@@ -349,9 +344,7 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
     return pick(_LeakyReLU, _LeakyReLUForward).apply(input, negative_slope)[0]
 
 
-class _PReLU(Function):
-    generate_vmap_rule = True
-
+class _PReLU(LayerFunction):
     @staticmethod
     def forward(x: Tensor, weight: Tensor) -> Tensor:
         return torch.prelu(x, weight)
@@ -433,9 +426,7 @@ def _as_autocast(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.to(torch.get_autocast_dtype(device))
 
 
-class _Absolute(Function):
-    generate_vmap_rule = True
-
+class _Absolute(LayerFunction):
     @staticmethod
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
         return x.abs(), x.sgn().to(torch.int8)
@@ -493,9 +484,7 @@ def absolute(input: Tensor) -> Tensor:
     return pick(_Absolute, _AbsoluteForward).apply(input)[0]
 
 
-class _Hardtanh(Function):
-    generate_vmap_rule = True
-
+class _Hardtanh(LayerFunction):
     @staticmethod
     def forward(x: Tensor, min_val: float, max_val: float) -> tuple[Tensor, Tensor]:
         return nn.functional.hardtanh(x, min_val, max_val), _strictly_between(x, min_val, max_val).to(torch.uint8)
@@ -908,9 +897,7 @@ def _phases(t: Tensor, phases: int) -> Tensor:
     return torch.sin(t[..., None] + torch.arange(phases, dtype=t.dtype, device=t.device) * (2 * math.pi / phases))
 
 
-class _WrightOmega(Function):
-    generate_vmap_rule = True
-
+class _WrightOmega(LayerFunction):
     @staticmethod
     def forward(z: Tensor) -> Tensor:
         # With y = ln w the equation is exp(y) + y = z, whose left side is convex and increasing. Both starts lie

@@ -192,7 +192,7 @@ def _net(layers: Any) -> nn.Sequential:
         layers.PReLU(6),
         layers.AvgPool2d(2, ceil_mode=True),
         nn.Flatten(),
-        layers.Linear(6 * 2 * 3, 10),
+        layers.Linear(18, 10),
         layers.ReLU(),
         layers.Linear(10, 4),
     )
