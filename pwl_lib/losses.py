@@ -13,10 +13,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd import Function
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from pwl_lib._autograd import derivative_wanted, pick, sum_of
+from pwl_lib._autograd import LayerFunction, derivative_wanted, pick, sum_of
 from pwl_lib._validation import check_floating, check_number, check_one_of, check_same_kind
 from pwl_lib.rectifiers import absolute
 
@@ -257,9 +256,7 @@ def l1_loss(
     return _reduced(absolute(difference), reduction, weight)
 
 
-class _SquaredError(Function):
-    generate_vmap_rule = True
-
+class _SquaredError(LayerFunction):
     @staticmethod
     def forward(difference: Tensor, reduction: str) -> Tensor:
         return _reduced(difference * difference, reduction)
@@ -274,7 +271,7 @@ class _SquaredError(Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
         (difference,) = ctx.saved_tensors
         count = max(difference.numel(), 1) if ctx.reduction == "mean" else 1
-        return difference * (upstream * (2 / count)), None
+        return difference * (2 / count) * upstream, None  # in torch's order, so that the bits are torch's
 
 
 class _SquaredErrorForward(_SquaredError):
@@ -340,10 +337,8 @@ def mse_loss(
     return square(difference, reduction) if weight is None else _reduced(square(difference, "none"), reduction, weight)
 
 
-class _CrossEntropy(Function):
+class _CrossEntropy(LayerFunction):
     """Two outputs, the loss and the log-probabilities: a derivative may keep outputs, and be differentiated through them."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor, target: Tensor, weight: Tensor | None, *words: Any) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ import copy
 import itertools
 import math
 import pickle
+import shutil
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -306,6 +307,36 @@ def test_losses_of_a_difference_equal_torchs(
             torch.testing.assert_close(a, b, equal_nan=True)
 
 
+SPECIAL = [0.0, -0.0, math.inf, -math.inf, math.nan, 1.0, -1.0, 5e-324, 1e-45, 65504.0, 3e38]
+
+
+@by_difference
+@given(
+    st.lists(st.tuples(*[st.sampled_from(SPECIAL) | st.floats(-4, 4)] * 3), min_size=1, max_size=40),
+    st.sampled_from(DTYPES),
+    st.sampled_from(REDUCTIONS),
+)
+def test_losses_of_a_difference_equal_torchs_bit_for_bit(
+    ours: Any, theirs: Any, rows: list[tuple[float, ...]], dtype: torch.dtype, reduction: str
+) -> None:
+    x, t, u = torch.tensor(rows, dtype=torch.float64).to(dtype).T
+    upstream = u if reduction == "none" else u[0]
+    results = []
+    for loss in (ours, theirs):
+        leaves = [x.clone().requires_grad_(), t.clone().requires_grad_()]
+        value = loss(*leaves, reduction=reduction)
+        results.append([value.detach(), *torch.autograd.grad(value, leaves, upstream)])
+    assert all(same_bits(a, b) for a, b in zip(*results, strict=True))
+
+
+@given(st.lists(st.sampled_from(SPECIAL) | st.floats(-40, 40), min_size=1, max_size=6), st.integers(0, 5))
+def test_cross_entropy_of_special_logits_equals_torchs(values: list[float], t: int) -> None:
+    x, target = torch.tensor(values, dtype=torch.float64), torch.tensor(t % len(values))
+    assert same_bits(losses.cross_entropy(x.requires_grad_(), target), F.cross_entropy(x, target))
+    ours, theirs = (gradient(loss, x, target) for loss in (losses.cross_entropy, F.cross_entropy))
+    torch.testing.assert_close(ours, theirs, equal_nan=True)
+
+
 SETTINGS = [
     {"reduction": reduction, "label_smoothing": smoothing, "weighted": weighted}
     for reduction, smoothing, weighted in itertools.product(REDUCTIONS, (0.0, 0.1, 1.0), (False, True))
@@ -565,9 +596,11 @@ def test_no_derivative_in_the_class_weights() -> None:
 # --- the rest of torch ----------------------------------------------------------------------------
 
 
-def _all_at_once(x: Tensor, t: Tensor, q: Tensor, classes: Tensor, w: Tensor) -> list[Tensor]:
+def _all_at_once(
+    x: Tensor, t: Tensor, q: Tensor, classes: Tensor, w: Tensor, reductions: tuple[str, ...]
+) -> list[Tensor]:
     found = []
-    for reduction in REDUCTIONS:
+    for reduction in reductions:
         words = {"reduction": reduction}
         found += [
             losses.l1_loss(x, t, **words),
@@ -579,11 +612,25 @@ def _all_at_once(x: Tensor, t: Tensor, q: Tensor, classes: Tensor, w: Tensor) ->
     return found
 
 
-def test_compiles_whole() -> None:
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "aot_eager",
+        pytest.param(
+            "inductor",
+            marks=pytest.mark.skipif(
+                not (shutil.which("g++") or shutil.which("clang++")) or " " in torch.__file__,
+                reason="inductor needs a C++ compiler, and does not quote a path with a space",
+            ),
+        ),
+    ],
+)
+def test_compiles_whole(backend: str) -> None:
     x, t = torch.randn(2, 3, 4)
     arguments = (t, t.softmax(1), torch.tensor([0, 3, -100]), torch.arange(1.0, 5.0))
+    arguments += (("mean",) if backend == "inductor" else tuple(REDUCTIONS),)
     results = []
-    for function in (torch.compile(_all_at_once, fullgraph=True, backend="aot_eager"), _all_at_once):
+    for function in (torch.compile(_all_at_once, fullgraph=True, backend=backend), _all_at_once):
         leaf = x.clone().requires_grad_()
         values = function(leaf, *arguments)
         results.append([*values, *(torch.autograd.grad(v.sum(), leaf, retain_graph=True)[0] for v in values)])
