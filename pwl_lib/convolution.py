@@ -121,7 +121,7 @@ def patches(input: Tensor, kernel_size: Pair, stride: Pair = 1, padding: Padding
 
     Returns:
         ``(N, H'W', k_h k_w D)`` or without N. Row :math:`p = i' + H' j'` is the position :math:`(i', j')`, column
-        :math:`q = k_h k_w d + k_h j + i` the element :math:`(i, j)` of the kernel in channel :math:`d`.
+        :math:`q = k_h k_w d + k_h j'' + i''` the element :math:`(i'', j'')` of the kernel in channel :math:`d`.
 
     Raises:
         TypeError: an argument has another type.
@@ -668,9 +668,8 @@ class _Conv2d(LayerFunction):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        if (
-            not ctx.all_saved
-        ):  # torch's kernel reads the layout of a factor, and none of its numbers, where it is not needed
+        if not ctx.all_saved:
+            # Of a factor that is not needed torch's kernel reads the layout, and none of its numbers.
             x, weight = (
                 upstream.new_empty_strided(*layout) if factor is None else factor
                 for factor, layout in zip((x, weight), ctx.layouts, strict=True)
