@@ -38,7 +38,7 @@ def _eye(n: int) -> Tensor:
 
 @exercise(
     hint="Which of the three indices runs fastest in vec, which one next, and which one last?",
-    more="The channels stand one after the other, as in torch. Only inside a channel is the order another one.",
+    more="The channels stand one after the other, as they do in memory. Only inside a channel is the order another one.",
 )
 def vec_by_hand() -> Iterator[Case]:
     """The vec of an image: channel after channel, each column by column."""
