@@ -31,6 +31,7 @@ __all__ = [
     "bridge_rectifier",
     "matrix",
     "pieces",
+    "selection",
     "star_rectifier",
     "style",
     "supporting_lines",
@@ -170,6 +171,39 @@ def matrix(values: Tensor, ax: Axes, blocks: tuple[int, int] | None = None) -> i
     ax.grid(visible=False)
     ax.spines[:].set_visible(False)
     return int((dense != 0).sum())
+
+
+def selection(image: Tensor, output: Tensor, winner: Tensor, ax: Axes) -> None:
+    """Draws an image of a few numbers, its pooled image to the right, and a line from every output to the pixel that it picked.
+
+    Args:
+        image: ``(H, W)``.
+        output: ``(H', W')``.
+        winner: of the shape of ``output``, row times W plus column of the pixel.
+        ax: where to draw.
+
+    Example:
+        >>> figure, ax = plt.subplots()
+        >>> selection(torch.tensor([[1.0, 3.0], [2.0, 8.0]]), torch.tensor([[8.0]]), torch.tensor([[3]]), ax)
+        >>> plt.close(figure)
+    """
+    (height, width), (rows, columns) = image.shape, output.shape
+    right, down = width + 1.5, (height - rows) / 2
+    picked = winner.flatten().bincount(minlength=height * width).reshape(height, width) > 0
+    for values, colour, filled, corner in ((image, BLUE, picked, (0.0, 0.0)), (output, ORANGE, None, (right, down))):
+        for (i, j), value in zip(torch.cartesian_prod(*map(torch.arange, values.shape)).tolist(), values.flatten()):
+            x, y = corner[0] + j, corner[1] + i
+            face = mpl.colors.to_rgba(colour, 0.3) if filled is None or filled[i, j] else "none"
+            ax.add_patch(plt.Rectangle((x, y), 1, 1, facecolor=face, edgecolor=GREY, linewidth=0.8))
+            ax.annotate(f"{value:g}", (x + 0.5, y + 0.5), ha="center", va="center")
+    for n, place in enumerate(winner.flatten().tolist()):
+        start = right + n % columns + 0.22, down + n // columns + 0.5
+        end = place % width + 0.78, place // width + 0.5
+        ax.plot(*zip(start, end), color=ORANGE, linewidth=1.1, alpha=0.8)
+        ax.plot(*end, "o", color=ORANGE, markersize=4)
+    ax.set(xlim=(-0.1, right + columns + 0.1), ylim=(height + 0.1, -0.1))
+    ax.set_aspect("equal")
+    ax.axis("off")
 
 
 def supporting_lines(

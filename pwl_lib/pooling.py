@@ -1,8 +1,8 @@
 r"""Max pooling and average pooling as matrices, with derived gradients.
 
 The module of the chapter *Pooling*. First the matrices: :math:`S`, which selects the largest pixel of each window, and
-:math:`P`, which averages; then the functions, which apply :math:`S`, :math:`P` and their transposes without forming
-them; then the modules.
+:math:`\bar S`, which averages; then the functions, which apply the two and their transposes without forming them; then
+the modules.
 
 Coordinates of images and windows start at 0. For the backward pass max pooling keeps the place of the winner in its
 window, one byte an output, and average pooling keeps nothing: its matrix is a constant.
@@ -164,12 +164,12 @@ def averaging_matrix(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    r"""The matrix :math:`P` of average pooling, a constant.
+    r"""The matrix :math:`\bar S` of average pooling, a constant.
 
-    .. math:: \operatorname{vec} y = P \operatorname{vec} x, \qquad P = I \otimes P_w \otimes P_h
+    .. math:: \operatorname{vec} y = \bar S \operatorname{vec} x, \qquad \bar S = I \otimes \bar S_w \otimes \bar S_h
 
-    which is :eq:`eq-averaging`: a window is a set of rows times a set of columns, so that :math:`P_h` averages rows and
-    :math:`P_w` columns.
+    which is :eq:`eq-averaging`: a window is a set of rows times a set of columns, so that :math:`\bar S_h` averages rows
+    and :math:`\bar S_w` columns.
 
     Args:
         input_size: ``(D, H, W)`` or ``(N, D, H, W)``.
@@ -463,10 +463,10 @@ def avg_pool2d(
 
     .. math::
 
-        \operatorname{vec} y = P \operatorname{vec} x, \qquad
-        \frac{\partial z}{\partial \operatorname{vec} x} = P^\top \frac{\partial z}{\partial \operatorname{vec} y}
+        \operatorname{vec} y = \bar S \operatorname{vec} x, \qquad
+        \frac{\partial z}{\partial \operatorname{vec} x} = \bar S^\top \frac{\partial z}{\partial \operatorname{vec} y}
 
-    which are :eq:`eq-averaging` and :eq:`eq-avg-pool-vjp`. :math:`P` is a constant, and nothing is kept for the
+    which are :eq:`eq-averaging` and :eq:`eq-avg-pool-vjp`. The matrix is a constant, and nothing is kept for the
     backward pass. torch keeps the input.
 
     Args:
