@@ -126,9 +126,9 @@ MISTAKES: list[tuple[str, Callable[..., Any], str]] = [
     ("gram_jacobian", lambda X: gram(X) + gram(X) @ swap(*X.shape), "must stand on the left"),
     ("gram_jacobian", lambda X: jacrev(lambda X: X.T @ X)(X).reshape(X.shape[1] ** 2, -1), "row-major order"),
     ("fixed_entries", lambda m, n: math.gcd(m - 1, n - 1), "both ends count"),
-    ("fixed_entries", lambda m, n: 2, "without a common divisor"),
-    ("fixed_entries", lambda m, n: math.gcd(m, n), "the divisor of the sizes themselves"),
-    ("fixed_entries", lambda m, n: math.gcd(m, n) + 1, "and begin at 0|without a common divisor"),
+    ("fixed_entries", lambda m, n: 2, "the two ends are not always all"),
+    ("fixed_entries", lambda m, n: math.gcd(m, n), "the divisor of the sizes themselves.*indices$"),
+    ("fixed_entries", lambda m, n: math.gcd(m, n) + 1, "and begin at 0"),
     ("fixed_entries", lambda m, n: min(m, n), "the diagonal stays"),
     ("fixed_entries", lambda m, n: math.gcd(m - 1, n - 1) + 1 + (m > 1000), "at a great size"),
 ]

@@ -168,8 +168,11 @@ def gram_jacobian() -> Iterator[Case]:
 )
 def fixed_entries() -> Iterator[Case]:
     """How many entries of a matrix have the same place in column-major and in row-major order."""
-    small = [(_random.randint(2, 12), _random.randint(2, 12)) for _ in range(4)]
-    sizes = [(pair, "at a random size") for pair in [(5, 9), (7, 4), (4, 4), *small]]
+    # First sizes at which no two of the answers are the same number, then any.
+    told_apart = [(m, n) for m in range(2, 60) for n in range(2, 60) if len(set(_fixed_answers(m, n).values())) == 6]
+    sizes = [(pair, "at a random size") for pair in _random.sample(told_apart, 3)]
+    sizes += [((_random.randint(2, 12), _random.randint(2, 12)), "at a random size") for _ in range(4)]
+    sizes += [(pair, "at a square matrix") for pair in [(2, 2), (4, 4)]]
     sizes += [(pair, "at a single row or column") for pair in [(1, 1), (1, 6), (5, 1)]]
     step = _random.randint(10**5, 10**6)
     sizes.append(
@@ -177,18 +180,21 @@ def fixed_entries() -> Iterator[Case]:
     )
     for (m, n), where in sizes:
         wanted = math.gcd(m - 1, n - 1) + 1
-        wrong = {
-            "both ends count: there is one more": wanted - 1,
-            "that holds for sizes without a common divisor; other entries may stay too": 2,
-            "the divisor of the sizes themselves does not matter; look at the last indices": math.gcd(m, n),
-            "the divisor of the sizes themselves does not matter; look at the last indices, and begin at 0": math.gcd(
-                m, n
-            )
-            + 1,
-            "the diagonal stays in a square matrix alone": min(m, n),
-        }
-        mistakes = {sentence: value for sentence, value in wrong.items() if value != wanted}
+        answers = _fixed_answers(m, n)
+        mistakes = {sentence: value for sentence, value in answers.items() if value != wanted}
         yield Case((m, n), wanted, accept=_equals(wanted), mistakes=mistakes, where=where)
+
+
+def _fixed_answers(m: int, n: int) -> dict[str, int]:
+    return {
+        "right": math.gcd(m - 1, n - 1) + 1,
+        "both ends count: there is one more": math.gcd(m - 1, n - 1),
+        "the two ends are not always all: other entries may stay too": 2,
+        "the divisor of the sizes themselves does not matter; look at the last indices": math.gcd(m, n),
+        "the divisor of the sizes themselves does not matter; look at the last indices, and begin at 0": math.gcd(m, n)
+        + 1,
+        "the diagonal stays in a square matrix alone": min(m, n),
+    }
 
 
 def _equals(wanted: int) -> Callable[[Any], bool]:
