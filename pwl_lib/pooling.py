@@ -11,7 +11,8 @@ window, one byte an output, and average pooling keeps nothing: its matrix is a c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -29,8 +30,9 @@ __all__ = ["AvgPool2d", "MaxPool2d", "averaging_matrix", "avg_pool2d", "max_pool
 Ties = Literal["row-major", "column-major"]
 
 
-class _Windows(NamedTuple):
-    """How windows lie on an image; every pair is for rows and columns."""
+@dataclass(frozen=True)
+class _Windows:
+    """How windows lie on an image; every pair is for rows and columns. To a transform of torch it is one leaf."""
 
     size: tuple[int, int]
     kernel: tuple[int, int]
@@ -42,12 +44,13 @@ class _Windows(NamedTuple):
     @property
     def words(self) -> tuple[Any, ...]:
         """What torch's functions want to know after the image."""
-        return self[1:]
+        return self.kernel, self.stride, self.padding, self.dilation, self.ceil_mode
 
     @property
     def outputs(self) -> tuple[int, int]:
         rows, columns = (
-            output_size(n, k, s, p, p, d, ceil_mode=self.ceil_mode) for n, k, s, p, d in zip(*self[:5], strict=True)
+            output_size(n, k, s, p, p, d, ceil_mode=self.ceil_mode)
+            for n, k, s, p, d in zip(self.size, self.kernel, self.stride, self.padding, self.dilation, strict=True)
         )
         return rows, columns
 
@@ -67,7 +70,8 @@ class _Windows(NamedTuple):
 
     def turned(self) -> _Windows:
         """The same windows on the transposed image."""
-        size, kernel, stride, padding, dilation = ((columns, rows) for rows, columns in self[:5])
+        pairs = self.size, self.kernel, self.stride, self.padding, self.dilation
+        size, kernel, stride, padding, dilation = ((columns, rows) for rows, columns in pairs)
         return _Windows(size, kernel, stride, padding, dilation, self.ceil_mode)
 
 
@@ -85,7 +89,8 @@ def _windows(
     spread = check_pair("dilation", dilation, 1)
     height, width = size
     windows = _Windows((height, width), kernel, steps, around, spread, bool(ceil_mode))
-    for n, k, s, p, d, outputs in zip(*windows[:5], windows.outputs, strict=True):
+    axes = zip(size, kernel, steps, around, spread, windows.outputs, strict=True)
+    for n, k, s, p, d, outputs in axes:
         if 2 * p > k:
             raise ValueError(f"padding must be at most half of kernel_size, {kernel_size!r}, got {padding!r}")
         if outputs < 1:

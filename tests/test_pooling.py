@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.func import jacfwd, jacrev
+from torch.func import hessian, jacfwd, jacrev, vmap
 
 import pwl_lib.nn as pnn
 from pwl_lib import pooling
 from pwl_lib.convolution import gather_matrix
-from pwl_lib.kronecker import kron, unvec, vec
+from pwl_lib.kronecker import kron, unvec, vec, vec_permutation
 from pwl_lib.pooling import averaging_matrix, avg_pool2d, max_pool2d, selection_matrix
 from pwl_lib.subgradients import ConvexHull, subdifferential_max
 
@@ -247,7 +247,7 @@ def test_winners_of_one_order_are_a_limit_of_jacobians(scan: Any, rule: str, see
 
 
 @pytest.mark.theorem("prop-ties")
-@quick
+@settings(max_examples=10)
 @given(seeds)
 @example(0)
 def test_what_backprop_returns_at_ties_is_in_clarkes_set_of_the_loss(seed: int) -> None:
@@ -607,6 +607,32 @@ def test_the_fast_way_through_channels_has_the_same_bits_as_torchs() -> None:
             ):
                 assert torch.equal(ours, theirs)
                 assert ours.stride() == theirs.stride()
+
+
+@pytest.mark.parametrize("words", [(3, 2, 1, 1, True), ((3, 2), 1, 1, 2), (2,)], ids=str)
+def test_the_column_major_rule_and_the_indices_in_every_mode_of_differentiation(words: tuple[Any, ...]) -> None:
+    f = lambda x: max_pool2d(x, *words, return_indices=True, ties="column-major")[0]
+    x = tied_image(2, 3, 5, 6)
+    S = unvec_rows(selection_matrix(x, *words, ties="column-major").to_dense(), f(x).shape, x.shape)
+    assert torch.equal(jacrev(f)(x).reshape(S.shape), S)
+    assert torch.equal(jacfwd(f)(x).reshape(S.shape), S)
+    assert torch.equal(vmap(lambda row: f(row[None])[0])(x), f(x))
+    assert torch.equal(vmap(jacrev(f))(torch.stack([x, x]))[1].reshape(S.shape), S)
+    assert torch.equal(hessian(lambda x: f(x).square().sum() / 2)(x).reshape(S.shape[1], -1), S.T @ S)
+    x = image(1, 2, 5, 4).requires_grad_()
+    assert torch.autograd.gradcheck(f, x, check_forward_ad=True, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(f, x, check_fwd_over_rev=True)
+    compiled = torch.compile(
+        lambda x: max_pool2d(x, *words, return_indices=True, ties="column-major"), fullgraph=True, backend="aot_eager"
+    )
+    for ours, eager in zip(compiled(x), max_pool2d(x, *words, return_indices=True, ties="column-major"), strict=True):
+        assert torch.equal(ours, eager)
+    assert torch.equal(*(torch.autograd.grad(each.sum(), x)[0] for each in (compiled(x)[0], f(x))))
+
+
+def unvec_rows(S: Tensor, rows: Any, columns: Any) -> Tensor:
+    """A matrix between vecs as one between flattened tensors."""
+    return S[torch.argsort(vec_permutation(rows))][:, torch.argsort(vec_permutation(columns))]
 
 
 # --- modules --------------------------------------------------------------------------------------
