@@ -140,9 +140,9 @@ def receptive_field() -> Iterator[Case]:
     for layers, i, where in (
         ([(3, 1, 0, 1)], 4, "for one layer"),
         ([(3, 1, 0, 1)] * 3, 2, "for three equal layers"),
-        ([(3, 2, 0, 1), (3, 1, 0, 1)], 3, "with a stride in the first layer"),
-        ([(3, 1, 0, 1), (3, 2, 0, 1)], 3, "with a stride in the last layer"),
-        ([(3, 1, 1, 1), (3, 2, 1, 1), (3, 1, 2, 2)], 0, "where the field begins in the padding"),
+        ([(2, 2, 0, 1), (5, 3, 0, 1)], 3, "with strides"),
+        ([(3, 1, 0, 1), (3, 2, 0, 1)], 3, "with a stride in the last layer alone"),
+        ([(3, 1, 1, 1), (3, 2, 1, 1), (3, 1, 2, 3)], 0, "where the field begins in the padding"),
         ([], 5, "for no layer at all"),
     ):
         yield _field_case(layers, i, where)
@@ -257,6 +257,7 @@ def _preimages_case(
         ),
         "the stride is missing": sorted((u + (size[0] - kernel[0] + 1) * v, a + kernel[0] * b) for u, v, a, b in dense),
         "not all of them: a pixel can be in several windows": wanted[:1],
+        "not all of them: a pixel can be in several windows, and yours is the last": wanted[-1:],
     }
     return Case(
         (i, j, size, kernel, stride),
