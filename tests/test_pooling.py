@@ -435,6 +435,27 @@ def test_images_with_millions_of_pixels(shape: tuple[int, ...]) -> None:
         )
 
 
+def test_each_place_in_an_image_and_in_a_window_is_found_again() -> None:
+    for width in range(1, 260):
+        x = torch.zeros(1, 20, width, requires_grad=True)
+        _, index = max_pool2d(x, 1, return_indices=True)
+        assert torch.equal(index.flatten(), torch.arange(20 * width))
+    for height, width in [*((240 // n, n) for n in range(1, 60)), (3, 100), (30, 41), (12, 55)]:
+        one_hot = F.pad(torch.eye(height * width).reshape(-1, 1, height, width), (0, 1)).requires_grad_()
+        y, index = max_pool2d(one_hot, (height, width), 2, return_indices=True)  # one window, and a column beside it
+        assert torch.equal(index.flatten(), torch.arange(height * (width + 1)).reshape(height, -1)[:, :-1].flatten())
+        assert torch.equal(torch.autograd.grad(y.sum(), one_hot)[0], one_hot.detach())
+
+
+def test_an_image_with_more_pixels_than_float32_can_count() -> None:
+    x = torch.zeros(1, 1, 2, 10_000_001, dtype=torch.float16)
+    x[..., 1, 2::1000] = 1  # odd places, which float32 does not have there
+    at = x.clone().requires_grad_()
+    y, index = max_pool2d(at, (2, 3), (2, 1000), return_indices=True)
+    assert torch.equal(index, F.max_pool2d(x, (2, 3), (2, 1000), return_indices=True)[1])
+    assert torch.equal(torch.autograd.grad(y.sum(), at)[0], x)
+
+
 # --- what is kept ---------------------------------------------------------------------------------
 
 
