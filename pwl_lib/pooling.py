@@ -17,10 +17,9 @@ from typing import Any, Literal, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd import Function
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from pwl_lib._autograd import derivative_wanted, pick, save_mask
+from pwl_lib._autograd import LayerFunction, derivative_wanted, pick, save_mask
 from pwl_lib._validation import check_count, check_floating, check_one_of
 from pwl_lib._windows import Pair, check_image, check_pair, output_size, positions
 from pwl_lib.kronecker import vec
@@ -297,9 +296,7 @@ def _exact(numbers: Tensor, windows: _Windows) -> Tensor:
     return numbers.to(torch.float32 if max(height, k_h) * max(width, k_w) < 2**21 else torch.float64)
 
 
-class _MaxPool2d(Function):
-    generate_vmap_rule = True
-
+class _MaxPool2d(LayerFunction):
     @staticmethod
     def forward(x: Tensor, windows: _Windows, ties: Ties) -> tuple[Tensor, Tensor]:
         y, winner = _max_pool(x, windows, ties)
@@ -423,9 +420,7 @@ def max_pool2d(
     return (y, _place_in_image(place, windows)) if return_indices else y
 
 
-class _AvgPool2d(Function):
-    generate_vmap_rule = True
-
+class _AvgPool2d(LayerFunction):
     @staticmethod
     def forward(x: Tensor, windows: _Windows, count_include_pad: bool, divisor: int | None) -> Tensor:
         return _average(x, windows, count_include_pad, divisor)
