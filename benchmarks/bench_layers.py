@@ -45,8 +45,8 @@ LAYERS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     "absolute": (PF.absolute, torch.abs),
     "hardtanh": (PF.hardtanh, F.hardtanh),
 }
-# What changes the shape. name: (ours, torch's, the shape of the input, the shapes of the parameters); the first shape is
-# the one the layer is given, and a parameter of a name with "frozen" wants no gradient.
+# What changes the shape. name: (ours, torch's, the shape of the input, the shapes of the parameters); the parameters of a
+# name with "frozen" want no gradient.
 BLOCKS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], tuple[int, ...], tuple[tuple[int, ...], ...]]] = {
     "conv2d, small": (PF.conv2d, F.conv2d, (1, 1, 28, 28), ((8, 1, 5, 5), (8,))),
     "conv2d, middle": (PF.conv2d, F.conv2d, (8, 16, 32, 32), ((32, 16, 3, 3), (32,))),
@@ -57,6 +57,12 @@ BLOCKS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], tuple[int,
     "max_pool2d, 3, overlapping": (
         partial(PF.max_pool2d, kernel_size=3, stride=2, padding=1),
         partial(F.max_pool2d, kernel_size=3, stride=2, padding=1),
+        (8, 16, 64, 64),
+        (),
+    ),
+    "max_pool2d, 2, channels last": (
+        partial(PF.max_pool2d, kernel_size=2),
+        partial(F.max_pool2d, kernel_size=2),
         (8, 16, 64, 64),
         (),
     ),
@@ -192,7 +198,8 @@ def measure_layers(device: str, alternations: int, bar: tqdm[Any]) -> list[dict[
 def measure_blocks(device: str, alternations: int, bar: tqdm[Any]) -> list[dict[str, Any]]:
     rows = []
     for name, (ours, theirs, shape, parameters) in BLOCKS.items():
-        x = torch.randn(shape, device=device, requires_grad=True)
+        layout = torch.channels_last if "channels last" in name else torch.contiguous_format
+        x = torch.randn(shape, device=device).contiguous(memory_format=layout).requires_grad_()
         inputs = [x, *(torch.randn(size, device=device, requires_grad="frozen" not in name) for size in parameters)]
         upstream = torch.randn_like(theirs(*inputs))
         named = {"ours": ours, "torch": theirs}

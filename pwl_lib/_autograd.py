@@ -99,15 +99,20 @@ def save_factors(ctx: Any, x: Tensor, weight: Tensor) -> bool:
     return both
 
 
+def autocast_is_on(device: str) -> bool:
+    """Whether autocast is switched on for a type of device; a type that has none, as ``meta``, raises when torch is asked."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
 def autocast_as_torch(*tensors: Tensor | None) -> tuple[Any, ...]:
     """The tensors in the dtype that autocast gives to products, where it is on; they stay as they are where it is not."""
     device = next(tensor.device.type for tensor in tensors if isinstance(tensor, Tensor))
-    if not torch.is_autocast_enabled(device):
+    if not autocast_is_on(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(
         tensor.to(dtype)
-        if tensor is not None and tensor.is_floating_point() and tensor.dtype != torch.float64
+        if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.dtype != torch.float64
         else tensor
         for tensor in tensors
     )

@@ -45,6 +45,12 @@ def check_count(name: str, value: int, least: int) -> None:
         raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
+def check_bool(name: str, value: bool) -> None:
+    """Raises TypeError unless ``value`` is a bool."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
+
+
 def refuse_inplace(inplace: bool) -> None:
     """Raises ValueError for ``inplace=True``, which torch's layers have and the derived ones do not need."""
     if inplace:

@@ -10,6 +10,7 @@ not flipped.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
@@ -79,9 +80,19 @@ class _Scan:
         )
         return rows, columns
 
+    def source(self, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The index map m(p, q): channel, row and column in the image."""
+        (out_height, _), (k_h, k_w) = self.outputs, self.kernel
+        i = p % out_height * self.stride[0] + q % k_h * self.dilation[0] - self.before[0]
+        j = p // out_height * self.stride[1] + q // k_h % k_w * self.dilation[1] - self.before[1]
+        d, i, j = torch.broadcast_tensors(q // (k_h * k_w), i, j)
+        return d, i, j
+
 
 def _scan(size: Sequence[int], kernel_size: Pair, stride: Pair, padding: Padding, dilation: Pair) -> _Scan:
     height, width = size
+    if min(height, width) < 1:
+        raise ValueError(f"the image must have at least one row and one column, got {(height, width)}")
     kernel = check_pair("kernel_size", kernel_size, 1)
     steps = check_pair("stride", stride, 1)
     spread = check_pair("dilation", dilation, 1)
@@ -167,7 +178,7 @@ def index_map(
     one to one: a pixel is in many patches.
 
     Args:
-        p: rows of :func:`patches`, from 0; an int or an int64 tensor of any shape.
+        p: rows of :func:`patches`, from 0; an int or an integer tensor of any shape.
         q: columns, likewise; ``p`` and ``q`` broadcast against each other.
         input_size: ``(D, H, W)``.
         kernel_size, stride, padding, dilation: as :func:`patches`.
@@ -187,13 +198,12 @@ def index_map(
     """
     channels, height, width = _check_size(input_size)
     scan = _scan((height, width), kernel_size, stride, padding, dilation)
-    (out_height, out_width), (k_h, k_w) = scan.outputs, scan.kernel
-    position, element = torch.broadcast_tensors(
-        _check_index("p", p, out_height * out_width), _check_index("q", q, k_h * k_w * channels)
-    )
-    i = position % out_height * scan.stride[0] + element % k_h * scan.dilation[0] - scan.before[0]
-    j = position // out_height * scan.stride[1] + element // k_h % k_w * scan.dilation[1] - scan.before[1]
-    return element // (k_h * k_w), i, j
+    p = _check_index("p", p, math.prod(scan.outputs))
+    q = _check_index("q", q, math.prod(scan.kernel) * channels)
+    try:
+        return scan.source(p, q)
+    except RuntimeError:
+        raise ValueError(f"p and q must broadcast, got shapes {tuple(p.shape)} and {tuple(q.shape)}") from None
 
 
 def gather_matrix(
@@ -236,14 +246,9 @@ def gather_matrix(
     Source: the book, :eq:`eq-gather-matrix`; Wu (2017).
     """
     channels, height, width = _check_size(input_size)
-    rows, columns = _scan((height, width), kernel_size, stride, padding, dilation).outputs
-    k_h, k_w = check_pair("kernel_size", kernel_size, 1)
-    count = rows * columns, k_h * k_w * channels
-    q = torch.arange(count[1])[:, None]
-    p = torch.arange(count[0])
-    d, i, j = (
-        part.flatten() for part in index_map(p, q, (channels, height, width), kernel_size, stride, padding, dilation)
-    )
+    scan = _scan((height, width), kernel_size, stride, padding, dilation)
+    count = math.prod(scan.outputs), math.prod(scan.kernel) * channels
+    d, i, j = (part.flatten() for part in scan.source(torch.arange(count[0]), torch.arange(count[1])[:, None]))
     inside = (i >= 0) & (i < height) & (j >= 0) & (j < width)
     at = torch.arange(len(d))[inside], ((d * width + j) * height + i)[inside]
     return torch.sparse_coo_tensor(
@@ -390,9 +395,12 @@ def _gather_groups(columns: Tensor, groups: int) -> Tensor:
 
 
 def _check_index(name: str, value: Tensor | int, below: int) -> Tensor:
+    if not isinstance(value, (int, Tensor)) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int or a tensor of them, got {type(value).__name__}")
     index = torch.as_tensor(value)
     if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
-        raise TypeError(f"{name} must be an int or an int64 tensor, got {index.dtype}")
+        raise TypeError(f"{name} must be an int or a tensor of them, got {index.dtype}")
+    index = index.to(torch.int64)  # a byte cannot count to 256
     if bool(((index < 0) | (index >= below)).any()):
         raise ValueError(f"{name} must lie in 0, ..., {below - 1}, got {value!r}")
     return index
@@ -416,6 +424,8 @@ def _check_weight_size(name: str, size: Sequence[int], groups: int) -> None:
     check_count("groups", groups, 1)
     if len(size) != 4:
         raise ValueError(f"{name} must have shape (D', D / groups, k_h, k_w), got {tuple(size)}")
+    if size[0] < 1:
+        raise ValueError(f"{name} must have at least one kernel, got shape {tuple(size)}")
     if size[0] % groups:
         raise ValueError(f"groups must divide the {size[0]} kernels of {name}, got {groups}")
 
@@ -428,8 +438,13 @@ def _check_channels(name: str, size: Sequence[int], weight_size: Sequence[int], 
         )
 
 
-def _check_upstream(upstream: Tensor, shape: Sequence[int], name: str, like: Tensor) -> None:
-    check_same_kind("upstream", upstream, name, like)
+def _check_sizes(name: str, value: Sequence[int]) -> tuple[int, ...]:
+    if not isinstance(value, Sequence) or not all(isinstance(size, int) for size in value):
+        raise TypeError(f"{name} must be a sequence of ints, got {value!r}")
+    return tuple(value)
+
+
+def _check_upstream(upstream: Tensor, shape: Sequence[int]) -> None:
     if upstream.shape != torch.Size(shape):
         raise ValueError(f"upstream must have the shape of the output, {tuple(shape)}, got {tuple(upstream.shape)}")
 
@@ -512,15 +527,16 @@ def conv2d_input(
     """
     check_floating("weight", weight)
     _check_weight(weight, groups)
+    check_same_kind("upstream", upstream, "weight", weight)
     check_one_of("form", form, get_args(InputForm))
-    size = tuple(input_size)
+    size = _check_sizes("input_size", input_size)
     if len(size) == 3:
         return conv2d_input((1, *size), weight, upstream[None], stride, padding, dilation, groups, form=form)[0]
     if len(size) != 4:
         raise ValueError(f"input_size must be (N, D, H, W) or (D, H, W), got {size}")
     _check_channels("input_size", size, weight.shape, groups)
     scan = _scan(size[-2:], tuple(weight.shape[-2:]), stride, padding, dilation)
-    _check_upstream(upstream, (size[0], weight.shape[0], *scan.outputs), "weight", weight)
+    _check_upstream(upstream, (size[0], weight.shape[0], *scan.outputs))
     even = scan.even()
     gradient = _input_gradient((*size[:2], *even.size), weight, upstream, even, groups, form)
     return gradient[..., : size[2], : size[3]]
@@ -566,14 +582,15 @@ def conv2d_weight(
     """
     check_floating("input", input)
     check_image("input", input)
-    _check_weight_size("weight_size", weight_size, groups)
+    size = _check_sizes("weight_size", weight_size)
+    _check_weight_size("weight_size", size, groups)
+    check_same_kind("upstream", upstream, "input", input)
     check_one_of("form", form, get_args(WeightForm))
     if input.dim() == 3:
-        return conv2d_weight(input[None], weight_size, upstream[None], stride, padding, dilation, groups, form=form)
-    size = tuple(weight_size)
+        return conv2d_weight(input[None], size, upstream[None], stride, padding, dilation, groups, form=form)
     _check_channels("input", input.shape, size, groups)
     scan = _scan(input.shape[-2:], size[-2:], stride, padding, dilation)
-    _check_upstream(upstream, (input.shape[0], size[0], *scan.outputs), "input", input)
+    _check_upstream(upstream, (input.shape[0], size[0], *scan.outputs))
     return _weight_gradient(_pad_unevenly(input, scan), size, upstream, scan.even(), groups, form)
 
 
@@ -609,8 +626,9 @@ def _scatter_by_matrix(in_patches: Tensor, padded: Sequence[int], scan: _Scan) -
 
 def _scatter_by_index(in_patches: Tensor, padded: Sequence[int], scan: _Scan) -> Tensor:
     samples, channels, height, width = padded
-    p, q = torch.arange(in_patches.shape[1]), torch.arange(in_patches.shape[2])
-    d, i, j = index_map(p[:, None], q, (channels, height, width), scan.kernel, scan.stride, 0, scan.dilation)
+    _, positions, elements = in_patches.shape
+    unpadded = replace(scan, size=scan.padded, before=(0, 0), after=(0, 0))
+    d, i, j = unpadded.source(torch.arange(positions)[:, None], torch.arange(elements))
     target = ((d * height + i) * width + j).flatten().to(in_patches.device)
     sums = in_patches.new_zeros(samples, channels * height * width)
     return sums.index_add(1, target, in_patches.flatten(1)).unflatten(1, (channels, height, width))
@@ -729,7 +747,9 @@ def conv2d(
         dilation: distance of two neighbours in the kernel, an int or two.
         groups: into how many parts the channels are divided; each part has kernels of its own.
         backward: how the gradient in the input is computed, one of the forms of :func:`conv2d_input`. The default is
-            the fast one. The others are for reading: with them the gradient in the weight is formed by patches.
+            the fast one. The others are for reading: with them the gradient in the weight is formed by patches, and
+            batched gradients (``is_grads_batched``) are not to be had; ``'matrix'`` does without ``torch.func`` and
+            forward mode over the backward pass, and without ``torch.compile``, too.
 
     Returns:
         ``(N, D', H', W')`` or without N, :eq:`eq-conv-size`.
@@ -755,7 +775,8 @@ def conv2d(
     input, weight, bias = autocast_as_torch(input, weight, bias)
     _check_conv2d(input, weight, bias, groups)
     check_one_of("backward", backward, get_args(InputForm))
-    scan = _scan(input.shape[-2:], tuple(weight.shape[-2:]), stride, padding, dilation)
+    # torch.jit.trace hands on sizes as tensors
+    scan = _scan(input.shape[-2:], tuple(int(n) for n in weight.shape[-2:]), stride, padding, dilation)
     x = _pad_unevenly(input, scan)
     even = scan.even()
     if not derivative_wanted(*tensors):
@@ -763,6 +784,11 @@ def conv2d(
     if x.dim() == 3:
         return pick(_Conv2d, _Conv2dForward).apply(x[None], weight, bias, even, groups, backward)[0]
     return pick(_Conv2d, _Conv2dForward).apply(x, weight, bias, even, groups, backward)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """``(*, n)`` to ``(N, n)``; -1 would not do where n is 0."""
+    return x.reshape(x.shape[:-1].numel(), x.shape[-1])
 
 
 class _Linear(LayerFunction):
@@ -778,10 +804,10 @@ class _Linear(LayerFunction):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors  # either is None where it is not needed
         by_input, by_weight, by_bias = ctx.needs_input_grad
-        rows = upstream.reshape(-1, upstream.shape[-1])
+        rows = _rows(upstream)
         return (
             upstream @ weight if by_input else None,
-            rows.T @ x.reshape(-1, x.shape[-1]) if by_weight else None,
+            rows.T @ _rows(x) if by_weight else None,
             rows.sum(0) if by_bias else None,
         )
 

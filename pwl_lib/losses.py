@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from pwl_lib._autograd import LayerFunction, derivative_wanted, pick, sum_of
+from pwl_lib._autograd import LayerFunction, autocast_is_on, derivative_wanted, pick, sum_of
 from pwl_lib._validation import check_floating, check_number, check_one_of, check_same_kind
 from pwl_lib.rectifiers import absolute
 
@@ -170,7 +170,10 @@ def cross_entropy_jacobian(
     by_index = target.shape != input.shape
     if by_index:
         counts = target != ignore_index
-        hot = F.one_hot(target.masked_fill(~counts, 0), classes).to(x.dtype)
+        index = target.masked_fill(~counts, 0)
+        if bool(((index < 0) | (index >= classes)).any()):
+            raise IndexError(f"target must hold classes from 0 to {classes - 1}, or ignore_index, {ignore_index}")
+        hot = F.one_hot(index, classes).to(x.dtype)
         shares = (hot @ weights) * counts
     else:
         counts = torch.ones(x.shape[:-1], dtype=torch.bool, device=x.device)
@@ -271,7 +274,9 @@ class _SquaredError(LayerFunction):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
         (difference,) = ctx.saved_tensors
         count = max(difference.numel(), 1) if ctx.reduction == "mean" else 1
-        return difference * (2 / count) * upstream, None  # in torch's order, so that the bits are torch's
+        return difference * (
+            2 / count
+        ) * upstream, None  # in torch's order, for torch's bits; it rounds 2 / count in half precision
 
 
 class _SquaredErrorForward(_SquaredError):
@@ -584,7 +589,7 @@ def _reduced(losses: Tensor, reduction: str, weight: Tensor | None = None) -> Te
 
 def _as_float32_under_autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
     """Losses are among the functions that autocast runs in float32; it leaves float64 alone, and what is not floating."""
-    if not any(isinstance(t, Tensor) and torch.is_autocast_enabled(t.device.type) for t in tensors):
+    if not any(isinstance(t, Tensor) and autocast_is_on(t.device.type) for t in tensors):
         return tensors
     return tuple(
         t.float() if isinstance(t, Tensor) and t.dtype in (torch.float16, torch.bfloat16) else t for t in tensors
@@ -655,6 +660,8 @@ def _check_cross_entropy(
         raise TypeError(f"target must be a torch tensor, got {type(target).__name__}")
     if input.dim() == 0:
         raise ValueError("input must have shape (C,), (N, C) or (N, C, d1, ...), got ()")
+    if input.shape[_class_dimension(input)] == 0:
+        raise ValueError(f"input must have at least one class, got shape {tuple(input.shape)}")
     _check_target(input, target, ignore_index)
     if weight is not None:
         classes = input.shape[_class_dimension(input)]

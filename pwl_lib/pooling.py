@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from pwl_lib._autograd import LayerFunction, derivative_wanted, pick, save_mask
-from pwl_lib._validation import check_count, check_floating, check_one_of
+from pwl_lib._validation import check_bool, check_count, check_floating, check_one_of
 from pwl_lib._windows import Pair, check_image, check_pair, output_size, positions
 from pwl_lib.kronecker import vec
 
@@ -83,11 +83,13 @@ def _windows(
     ceil_mode: bool,
 ) -> _Windows:
     kernel = check_pair("kernel_size", kernel_size, 1)
-    steps = kernel if stride is None else check_pair("stride", stride, 1)
+    # an empty stride is another of torch's words for the kernel size
+    steps = kernel if stride is None or stride in ([], ()) else check_pair("stride", stride, 1)
     around = check_pair("padding", padding, 0)
     spread = check_pair("dilation", dilation, 1)
+    check_bool("ceil_mode", ceil_mode)
     height, width = size
-    windows = _Windows((height, width), kernel, steps, around, spread, bool(ceil_mode))
+    windows = _Windows((height, width), kernel, steps, around, spread, ceil_mode)
     axes = zip(size, kernel, steps, around, spread, windows.outputs, strict=True)
     for n, k, s, p, d, outputs in axes:
         if 2 * p > k:
@@ -198,7 +200,10 @@ def averaging_matrix(
         raise ValueError(f"input_size must be (D, H, W) or (N, D, H, W), got {input_size!r}")
     for size in input_size:
         check_count("every size in input_size", size, 1)
+    check_bool("count_include_pad", count_include_pad)
     _check_divisor(divisor_override)
+    if dtype is not None and not dtype.is_floating_point:
+        raise TypeError(f"dtype must be floating point, got {dtype}")
     windows = _windows(input_size[-2:], kernel_size, stride, padding, 1, ceil_mode)
     by_rows, by_columns = (_averages(windows, axis, count_include_pad, divisor_override) for axis in (0, 1))
     i, j = by_rows.nonzero(as_tuple=True), by_columns.nonzero(as_tuple=True)
@@ -412,6 +417,7 @@ def max_pool2d(
         )
     _check_image(input)
     check_one_of("ties", ties, get_args(Ties))
+    check_bool("return_indices", return_indices)
     windows = _windows(input.shape[-2:], kernel_size, stride, padding, dilation, ceil_mode)
     if not derivative_wanted(input):
         y, winner = _max_pool(input, windows, ties)
@@ -497,11 +503,12 @@ def avg_pool2d(
         words = kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
         return handle_torch_function(avg_pool2d, (input,), input, *words)
     _check_image(input)
+    check_bool("count_include_pad", count_include_pad)
     _check_divisor(divisor_override)
     windows = _windows(input.shape[-2:], kernel_size, stride, padding, 1, ceil_mode)
     if not derivative_wanted(input):
-        return _average(input, windows, bool(count_include_pad), divisor_override)
-    return pick(_AvgPool2d, _AvgPool2dForward).apply(input, windows, bool(count_include_pad), divisor_override)
+        return _average(input, windows, count_include_pad, divisor_override)
+    return pick(_AvgPool2d, _AvgPool2dForward).apply(input, windows, count_include_pad, divisor_override)
 
 
 # --- the module -----------------------------------------------------------------------------------

@@ -16,7 +16,16 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function_unary, has_torch_function_variadic
 
-from pwl_lib._autograd import LayerFunction, derivative_wanted, give_sign, keep_or_scale, keep_where, pick, save_mask
+from pwl_lib._autograd import (
+    LayerFunction,
+    autocast_as_torch,
+    derivative_wanted,
+    give_sign,
+    keep_or_scale,
+    keep_where,
+    pick,
+    save_mask,
+)
 from pwl_lib._validation import (
     check_count,
     check_finite_number,
@@ -412,18 +421,11 @@ def prelu(input: Tensor, weight: Tensor) -> Tensor:
         return handle_torch_function(prelu, (input, weight), input, weight)
     check_floating("input", input)
     check_floating("weight", weight)
-    if torch.is_autocast_enabled(input.device.type):
-        input, weight = _as_autocast(input), _as_autocast(weight)
+    input, weight = autocast_as_torch(input, weight)
     _check_prelu(input, weight)
     if not derivative_wanted(input, weight):
         return torch.prelu(input, weight)
     return pick(_PReLU, _PReLUForward).apply(input, weight)
-
-
-def _as_autocast(tensor: Tensor) -> Tensor:
-    """prelu is one of the functions that autocast runs in low precision; it leaves float64 alone."""
-    device = tensor.device.type
-    return tensor if tensor.dtype == torch.float64 else tensor.to(torch.get_autocast_dtype(device))
 
 
 class _Absolute(LayerFunction):

@@ -924,7 +924,7 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: index_map(0, 0, (3, 4), 2), ValueError, r"input_size must be \(D, H, W\), got \(3, 4\)"),
     (lambda: index_map(6, 0, (1, 3, 4), 2), ValueError, r"p must lie in 0, ..., 5, got 6"),
     (lambda: index_map(0, -1, (1, 3, 4), 2), ValueError, r"q must lie in 0, ..., 3, got -1"),
-    (lambda: index_map(0.5, 0, (1, 3, 4), 2), TypeError, "p must be an int or an int64 tensor, got torch.float32"),
+    (lambda: index_map(0.5, 0, (1, 3, 4), 2), TypeError, "p must be an int or a tensor of them, got float"),
     (lambda: gather_matrix((0, 3, 4), 2), ValueError, "input_size must be at least 1, got 0"),
     (lambda: gather_matrix((1, 3, 4.0), 2), TypeError, "input_size must be an int, got float"),
     (lambda: gather_matrix((1, 3, 4), 5), ValueError, "kernel_size"),
@@ -966,3 +966,59 @@ def test_bad_input_is_named(call: Callable[[], Any], error: type[Exception], mes
     with pytest.raises(error) as caught:
         call()
     assert re.search(message, str(caught.value)), str(caught.value)
+
+
+# --- at the edges ---------------------------------------------------------------------------------
+
+
+def test_the_index_map_counts_in_int64_whatever_integers_it_is_given() -> None:
+    small = torch.tensor(0, dtype=torch.uint8)
+    d, i, j = index_map(small, small, (1, 3, 4), 2, padding=1)
+    assert (d.item(), i.item(), j.item()) == (0, -1, -1)
+    assert {part.dtype for part in (d, i, j)} == {torch.int64}
+    assert index_map(torch.tensor(200, dtype=torch.uint8), 0, (1, 20, 20), 2)[1].item() == 200 % 19
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: index_map(torch.zeros(2).long(), torch.zeros(3).long(), (1, 3, 4), 2), ValueError, "must broadcast"),
+        (lambda: index_map(None, 0, (1, 3, 4), 2), TypeError, "p must be an int or a tensor of them, got NoneType"),
+        (
+            lambda: conv2d(torch.ones(1, 3, 3), torch.ones(0, 1, 2, 2)),
+            ValueError,
+            "weight must have at least one kernel",
+        ),
+        (lambda: conv2d(torch.ones(1, 0, 3), torch.ones(1, 1, 1, 1), padding=1), ValueError, "at least one row"),
+        (
+            lambda: conv2d_input(3, torch.ones(1, 1, 2, 2), torch.ones(1, 2, 2)),
+            TypeError,
+            "input_size must be a sequence",
+        ),
+        (lambda: conv2d_input((1, 3, 3), torch.ones(1, 1, 2, 2), None), TypeError, "upstream must be a torch tensor"),
+        (
+            lambda: conv2d_weight(torch.ones(1, 3, 3), 5, torch.ones(1, 2, 2)),
+            TypeError,
+            "weight_size must be a sequence",
+        ),
+        (lambda: conv2d_weight(torch.ones(1, 3, 3), (1, 1, 2, 2), None), TypeError, "upstream must be a torch tensor"),
+    ],
+)
+def test_what_does_not_fit_is_named(call: Callable[[], object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_under_autocast_a_bias_that_is_no_tensor_is_named() -> None:
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(TypeError, match="bias must be a torch tensor, got list"):
+        conv2d(torch.ones(1, 3, 3), torch.ones(1, 1, 2, 2), [1.0])
+
+
+@pytest.mark.parametrize("form", ["index", "fold"])
+def test_two_of_the_forms_for_reading_compile_too(form: str) -> None:
+    x, weight = torch.randn(2, 2, 5, 5, requires_grad=True), torch.randn(3, 2, 2, 2, requires_grad=True)
+    layer = lambda x, w: conv2d(x, w, padding=1, backward=form)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    gradients = [torch.autograd.grad(f(x, weight).square().sum(), (x, weight)) for f in (compiled, layer)]
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b)

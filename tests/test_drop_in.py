@@ -63,16 +63,16 @@ def outcome(function: Callable[..., Any], tensors: tuple[Tensor | None, ...], wo
 def assert_drop_in(
     name: str, tensors: tuple[Tensor | None, ...], words: dict[str, Any], *, bits: bool, refused: str = ""
 ) -> None:
-    """Equal numbers, or an error where torch has one; ``refused`` is the one word of torch's that ours refuses."""
-    ours, theirs = (outcome(getattr(module, name), tensors, words) for module in (PF, F))
+    """Equal numbers, or an error where torch has one; torch is not asked where ours refuses with the words ``refused``."""
+    ours = outcome(getattr(PF, name), tensors, words)
+    if refused and refused in str(ours):
+        assert isinstance(ours, ValueError)
+        return
+    theirs = outcome(getattr(F, name), tensors, words)
     if isinstance(theirs, Exception):
         assert isinstance(ours, (ValueError, TypeError, IndexError)), (ours, theirs)
         return
-    if isinstance(ours, Exception):
-        assert isinstance(ours, (ValueError, TypeError)), ours
-        assert refused, (ours, words)
-        assert refused in str(ours)
-        return
+    assert not isinstance(ours, Exception), (ours, words)
     for a, b in zip(ours, theirs, strict=True):
         if bits:
             torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
@@ -108,7 +108,7 @@ def test_conv2d(data: st.DataObject) -> None:
     assert_drop_in("conv2d", (x, weight, bias), words, bits=True)
 
 
-@given(st.lists(st.integers(0, 3), max_size=3), st.integers(1, 4), st.integers(1, 4), st.booleans())
+@given(st.lists(st.integers(0, 3), max_size=3), st.integers(0, 4), st.integers(0, 4), st.booleans())
 def test_linear(leading: list[int], inputs: int, outputs: int, biased: bool) -> None:
     bias = random_tensor(2, outputs) if biased else None
     assert_drop_in(
@@ -137,7 +137,9 @@ def test_max_pool2d(drawn: Any, data: st.DataObject) -> None:
         "ceil_mode": data.draw(st.booleans()),
         "return_indices": data.draw(st.booleans()),
     }
-    assert_drop_in("max_pool2d", (to_pool(drawn),), words, bits=False)
+    # For a window in the padding alone torch has an index outside the image, and its backward pass writes there.
+    refused = "dilation must leave each window a pixel"
+    assert_drop_in("max_pool2d", (to_pool(drawn),), words, bits=False, refused=refused)
 
 
 @given(pooled, st.data())
@@ -181,6 +183,15 @@ def test_cross_entropy(data: st.DataObject) -> None:
         target = torch.randint(0, classes, () if outer is None else outer, generator=torch.Generator().manual_seed(3))
         words["ignore_index"] = ignored
     assert_drop_in("cross_entropy", (x, target), words, bits=False)
+
+
+@pytest.mark.parametrize("padding", ["same", 1])
+def test_a_convolution_can_be_traced_for_shapes_of_other_sizes(padding: Any) -> None:
+    layer = pnn.Conv2d(2, 3, 3, padding=padding)
+    with torch.no_grad():
+        traced = torch.jit.trace(layer, random_tensor(0, 2, 2, 8, 8).float())
+        x = random_tensor(1, 1, 2, 5, 9).float()
+        torch.testing.assert_close(traced(x), layer(x))
 
 
 def _net(layers: Any) -> nn.Sequential:

@@ -628,3 +628,8 @@ def test_the_commutation_matrix_names_what_is_wrong() -> None:
 
 def test_the_public_names_are_those_of_the_chapter() -> None:
     assert kronecker.__all__ == ["commutation_matrix", "kron", "kron_matvec", "unvec", "vec", "vec_permutation"]
+
+
+def test_the_batch_of_either_matrix_must_be_that_of_the_vector() -> None:
+    with pytest.raises(ValueError, match=r"v must have the batch dimensions of A and B, \(7,\), or none, got \(6,\)"):
+        kron_matvec(torch.ones(2, 3), torch.ones(7, 4, 5), torch.ones(6, 15))

@@ -896,3 +896,10 @@ def test_bad_input_of_the_rest() -> None:
             module(reduction="average")
         with pytest.raises(ValueError, match="size_average must be None"):
             module(size_average=True)
+
+
+def test_the_matrix_names_a_class_out_of_range_and_the_loss_wants_a_class() -> None:
+    with pytest.raises(IndexError, match="target must hold classes from 0 to 2"):
+        losses.cross_entropy_jacobian(torch.zeros(1, 3), torch.tensor([3]))
+    with pytest.raises(ValueError, match=r"input must have at least one class, got shape \(2, 0\)"):
+        losses.cross_entropy(torch.zeros(2, 0), torch.zeros(2, 0))

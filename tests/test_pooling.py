@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -788,3 +789,25 @@ def test_the_matrices_take_dtype_and_device() -> None:
         "max_pool2d",
         "selection_matrix",
     }
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x: avg_pool2d(x, 2, 2, 0, False, 3), "count_include_pad must be a bool, got int"),
+        (lambda x: max_pool2d(x, 2, ceil_mode="no"), "ceil_mode must be a bool, got str"),
+        (lambda x: max_pool2d(x, 2, return_indices=1), "return_indices must be a bool, got int"),
+        (lambda x: averaging_matrix((1, 4, 4), 2, count_include_pad=1), "count_include_pad must be a bool, got int"),
+        (lambda x: averaging_matrix((1, 4, 4), 2, dtype=torch.int64), "dtype must be floating point, got torch.int64"),
+    ],
+)
+def test_truth_values_and_dtypes_are_checked(call: Callable[[Tensor], object], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        call(torch.ones(1, 4, 4))
+
+
+@pytest.mark.parametrize("stride", [(), []])
+def test_an_empty_stride_is_the_kernel_size_as_in_torch(stride: Any) -> None:
+    x = torch.randn(1, 4, 6)
+    assert torch.equal(max_pool2d(x, 2, stride), F.max_pool2d(x, 2, stride))
+    assert torch.equal(avg_pool2d(x, (2, 3), stride), F.avg_pool2d(x, (2, 3), stride))
