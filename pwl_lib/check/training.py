@@ -62,7 +62,8 @@ def image_gradient() -> Iterator[Case]:
     for size, kernel, channels, classes in (((4, 5), (2, 2), 2, 3), ((5, 4), (3, 2), 3, 4), ((3, 3), (1, 2), 1, 2)):
         x, kernels = random_tensor(1, *size), random_tensor(channels, 1, *kernel)
         rows, columns = size[0] - kernel[0] + 1, size[1] - kernel[1] + 1
-        W = random_tensor(classes, channels * rows * columns)
+        features = channels * rows * columns
+        W = random_tensor(classes, features) / features**0.5  # so that no class is certain
         yield _gradient_case(x, kernels, W, _random.randrange(classes), "at a random image")
     # A pre-activation that is exactly 0: the slope there is 0, as everywhere in the book.
     x = torch.tensor([[[1.0, 1.0, 3.0], [2.0, 5.0, 4.0]]], dtype=torch.float64)
@@ -119,9 +120,9 @@ def _paths_case(chain: list[Tensor], where: str) -> Case:
     wanted = product([(J != 0).double() for J in chain])
     wrong = {
         "those are the sums of the weights of the paths, not their number": product(chain),
-        "a path with a negative weight is open too": product([(J > 0).double() for J in chain]),
         "that says whether there is a path, not how many": (wanted > 0).double(),
         "that says where the product of the Jacobians is not 0": (product(chain) != 0).double(),
+        "a path with a negative weight is open too": product([(J > 0).double() for J in chain]),
         "inputs and outputs are exchanged": wanted.T,
     }
     return Case((chain,), wanted, mistakes=_harmful(wrong, wanted), where=where)
@@ -134,8 +135,9 @@ def _paths_case(chain: list[Tensor], where: str) -> Case:
 def best_step() -> Iterator[Case]:
     """The length of the step against the gradient that makes a quadratic loss smallest."""
     for n in (2, 3, 5):
-        root = random_tensor(n, n)
-        yield _step_case(root @ root.T + 0.1 * torch.eye(n, dtype=torch.float64), random_tensor(n), random_tensor(n))
+        axes = torch.linalg.qr(random_tensor(n, n)).Q
+        curvatures = torch.linspace(0.5, 3, n, dtype=torch.float64) + 0.1 * random_tensor(n).abs()
+        yield _step_case(axes * curvatures @ axes.T, random_tensor(n), random_tensor(n))
     round_bowl = (0.5 + abs(float(random_tensor(1)))) * torch.eye(3, dtype=torch.float64)
     yield _step_case(round_bowl, random_tensor(3), random_tensor(3), "where the gradient points at the minimum")
     yield _step_case(torch.tensor([[4.0]], dtype=torch.float64), random_tensor(1), random_tensor(1), "in one dimension")
@@ -163,8 +165,8 @@ def _step_case(H: Tensor, b: Tensor, w: Tensor, where: str = "at a random quadra
 )
 def depth_limit() -> Iterator[Case]:
     """How many sigmoid layers make the bound on the gradient small."""
-    for _ in range(4):
-        yield _depth_case(_random.uniform(0.3, 3.5), 10 ** _random.uniform(-6, -1), "at random weights")
+    for low, high in ((1.5, 3.5), (0.5, 0.9), (1.5, 3.5), (0.5, 0.9)):
+        yield _depth_case(_random.uniform(low, high), 10 ** _random.uniform(-6, -1), "at random weights")
     yield _depth_case(2.0, 0.25, "where the bound meets the share exactly")
     yield _depth_case(1.0, 1 / 64, "where the bound meets the share exactly")
     yield _depth_case(0.001, 0.5, "where one factor is enough")
@@ -178,19 +180,15 @@ def _depth_case(s: float, share: float, where: str) -> Case:
         wanted = 1
         while (s / 4) ** (wanted - 1) > share * (1 + 1e-12):
             wanted += 1
-    wrong: dict[str, Any] = {}
+    wrong: dict[str, Any] = {"the weights stand in the bound too: their norm times a quarter": _first(0.25, share)}
+    if s < 1:
+        wrong["the quarter of the sigmoid's slope is missing"] = _first(s, share)
     if wanted is not None:
-        wrong = {
+        wrong |= {
             "L layers have one factor fewer than L": wanted - 1,
             "one layer too many: at most the share, so equality is enough": wanted + 1,
             "the bound does reach this share": None,
         }
-        if s > 1:
-            wrong["the weights stand in the bound too: their norm times a quarter"] = _first(0.25, share)
-        elif s < 1:
-            wrong["the quarter of the sigmoid's slope is missing"] = _first(s, share)
-    else:
-        wrong = {"the weights stand in the bound too: their norm times a quarter": _first(0.25, share)}
     wrong = {sentence: value for sentence, value in wrong.items() if value != wanted}
     return Case((s, share), wanted, mistakes=wrong, where=where)
 
