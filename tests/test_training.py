@@ -467,7 +467,7 @@ def test_a_network_of_our_layers_is_right_on_97_percent_of_held_out_digits_in_un
     torch.manual_seed(0)
     net = convolutional().double()
     begin = time.process_time()
-    losses = list(train(net, nn.CrossEntropyLoss(), train_rows, 20))
+    losses = list(train(net, nn.CrossEntropyLoss(), train_rows, 15))
     assert (time.process_time() - begin) / torch.get_num_threads() < 20
     assert accuracy(net, test_rows) >= 0.97
     assert accuracy(net, train_rows) > 0.99
@@ -480,7 +480,7 @@ def test_the_same_run_with_torchs_layers_has_the_same_losses_for_50_steps(dtype:
     for layers in (nn, torch.nn):
         torch.manual_seed(0)
         net = convolutional(layers=layers).to(dtype)
-        run = train(net, layers.CrossEntropyLoss(), split(0)[0], 20, X.to(dtype))
+        run = train(net, layers.CrossEntropyLoss(), split(0)[0], 15, X.to(dtype))
         losses.append(torch.tensor(list(itertools.islice(run, 50)), dtype=torch.float64))
     ours, theirs = losses
     assert (ours - theirs).abs().max() < 1e-5
