@@ -129,3 +129,44 @@ def test_near_compares_shapes_types_and_every_number():
 def test_an_unknown_chapter_is_refused_with_the_known_ones():
     with pytest.raises(AttributeError, match=r"its chapters are .*subgradients"):
         check.topology
+
+
+# --- all exercises of the book --------------------------------------------------------------------
+
+CHAPTERS = {
+    chapter: [thing for thing in vars(getattr(check, chapter)).values() if isinstance(thing, check.Exercise)]
+    for chapter in check.__all__
+    if chapter.islower()
+}
+each_exercise = pytest.mark.parametrize(
+    "any_exercise",
+    [pytest.param(one, id=f"{chapter}-{one.__name__}") for chapter, many in CHAPTERS.items() for one in many],
+)
+
+
+def test_every_chapter_has_at_least_five_exercises():
+    assert min(map(len, CHAPTERS.values())) >= 5, CHAPTERS
+
+
+@each_exercise
+def test_a_blank_is_called_a_blank(any_exercise):
+    def blank(*arguments):
+        raise NotImplementedError("your answer here")
+
+    with pytest.raises(check.WrongAnswer, match="the answer is still blank"):
+        any_exercise(blank)
+
+
+@each_exercise
+@pytest.mark.parametrize("value", [None, "text", [], torch.zeros(0), torch.zeros(7, 7, 7), (1, 2, 3, 4)], ids=repr)
+def test_an_answer_of_another_kind_is_wrong_and_no_crash(any_exercise, value):
+    with pytest.raises(check.WrongAnswer, match="not yet"):
+        any_exercise(lambda *arguments: value)
+
+
+@each_exercise
+def test_there_are_a_sentence_and_two_hints(any_exercise):
+    assert len(any_exercise.__doc__.splitlines()) == 1
+    first, second = any_exercise.hint(1), any_exercise.hint(2)
+    assert first != second
+    assert min(len(first), len(second)) > 20

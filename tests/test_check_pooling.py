@@ -235,31 +235,6 @@ def test_the_checker_of_orders_agrees_with_all_orders_of_the_pixels() -> None:
 
 
 @pytest.mark.parametrize("name", exercises.__all__)
-def test_a_blank_is_called_a_blank(name: str) -> None:
-    with pytest.raises(check.WrongAnswer, match="the answer is still blank"):
-        getattr(exercises, name)(blank)
-
-
-@pytest.mark.parametrize("name", exercises.__all__)
-@pytest.mark.parametrize(
-    "answer", [lambda *a: None, lambda *a: "text", lambda *a: torch.zeros(0), lambda *a: (1, 2, 3, 4)]
-)
-def test_an_answer_of_another_kind_is_wrong_and_no_crash(name: str, answer: Callable[..., Any]) -> None:
-    with pytest.raises(check.WrongAnswer, match="not yet"):
-        getattr(exercises, name)(answer)
-
-
-@pytest.mark.parametrize("name", exercises.__all__)
-def test_a_checker_has_a_sentence_and_two_hints(name: str) -> None:
-    exercise = getattr(exercises, name)
-    assert exercise.__doc__
-    assert len(exercise.__doc__.splitlines()) == 1
-    first, second = exercise.hint(1), exercise.hint(2)
-    assert first != second
-    assert min(len(first), len(second)) > 30
-
-
-@pytest.mark.parametrize("name", exercises.__all__)
 def test_neither_hints_nor_reports_hold_the_code_of_a_solution(name: str) -> None:
     exercise = getattr(exercises, name)
     with pytest.raises(check.WrongAnswer) as failure:
