@@ -14,6 +14,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import torch
 from cycler import cycler
+from matplotlib import patheffects
 from matplotlib.axes import Axes
 from torch import Tensor
 
@@ -190,15 +191,16 @@ def selection(image: Tensor, output: Tensor, winner: Tensor, ax: Axes) -> None:
     (height, width), (rows, columns) = image.shape, output.shape
     right, down = width + 1.5, (height - rows) / 2
     picked = winner.flatten().bincount(minlength=height * width).reshape(height, width) > 0
+    halo = [patheffects.withStroke(linewidth=3, foreground="#f7f7f7")]
     for values, colour, filled, corner in ((image, BLUE, picked, (0.0, 0.0)), (output, ORANGE, None, (right, down))):
         for (i, j), value in zip(torch.cartesian_prod(*map(torch.arange, values.shape)).tolist(), values.flatten()):
             x, y = corner[0] + j, corner[1] + i
             face = mpl.colors.to_rgba(colour, 0.3) if filled is None or filled[i, j] else "none"
             ax.add_patch(plt.Rectangle((x, y), 1, 1, facecolor=face, edgecolor=GREY, linewidth=0.8))
-            ax.annotate(f"{value:g}", (x + 0.5, y + 0.5), ha="center", va="center")
+            ax.annotate(f"{value:g}", (x + 0.5, y + 0.5), ha="center", va="center", zorder=4, path_effects=halo)
     for n, place in enumerate(winner.flatten().tolist()):
-        start = right + n % columns + 0.22, down + n // columns + 0.5
-        end = place % width + 0.78, place // width + 0.5
+        start = right + n % columns + 0.5, down + n // columns + 0.87  # below the number
+        end = place % width + 0.86, place // width + 0.87
         ax.plot(*zip(start, end), color=ORANGE, linewidth=1.1, alpha=0.8)
         ax.plot(*end, "o", color=ORANGE, markersize=4)
     ax.set(xlim=(-0.1, right + columns + 0.1), ylim=(height + 0.1, -0.1))
