@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
+import sysconfig
 from importlib.metadata import distributions
 
 import bookfiles
@@ -37,8 +38,10 @@ def pins() -> dict[str, str]:
 def test_every_installed_package_is_pinned() -> None:
     # What venv itself brings, the project, and what CUDA builds of torch bring along, which torch pins itself.
     free = re.compile(r"pip|setuptools|wheel|pwl-lib|nvidia-.*|cuda-.*|triton|appnope|colorama")
+    # Not sys.path: setuptools, once it is imported, adds to it what it carries along.
+    places = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
     # A local version (`2.13.0+cpu`) names a build; a pin that had one could not be met elsewhere.
-    installed = {normal(d.metadata["Name"]): d.version.split("+")[0] for d in distributions()}
+    installed = {normal(d.metadata["Name"]): d.version.split("+")[0] for d in distributions(path=places)}
     known = pins()
     wrong = {n: (v, known.get(n)) for n, v in installed.items() if not free.fullmatch(n) and known.get(n) != v}
     assert wrong == {}
