@@ -44,3 +44,17 @@ def test_a_row_is_whole_and_a_settled_one_can_be_followed(row: dict) -> None:
             ]
             assert found, f"{test}: no {name}"
             scope = found[0]
+
+
+def test_the_page_shows_every_claim_with_its_verdict() -> None:
+    page = bookfiles.soup(bookfiles.SITE / "chapters" / "claims.html")
+    plain = str.maketrans("’“”", '\'""')  # the site sets typographic quotes
+    shown = [
+        [cell.get_text(" ", strip=True).translate(plain) for cell in line.find_all("td")]
+        for line in page.find_all("tr")
+    ]
+    shown = [line for line in shown if line and line[0].startswith("S")]
+    assert [(line[0], line[1], line[2]) for line in shown] == [
+        (row["id"], row["claim"], row["verdict"]) for row in ROWS
+    ]
+    assert {len(line) for line in shown} == {4}
