@@ -87,10 +87,21 @@ def test(session: nox.Session) -> None:
     prepare(session, "test")
     check_style(session)
     build(session)
-    # Two workers; `loadscope` keeps the cells of a notebook, and the tests of a file, together and in order.
+    # Two workers; `loadscope` keeps the cells of a notebook, and the tests of a file, together and in order. In the order
+    # in which they are found, the tests in the browser come first: they take longest, and would keep one worker waiting.
     run(
         session,
-        *("pytest", "-n", "2", "--dist", "loadscope", "--doctest-modules", "--durations", "10"),
+        *(
+            "pytest",
+            "-n",
+            "2",
+            "--dist",
+            "loadscope",
+            "--no-loadscope-reorder",
+            "--doctest-modules",
+            "--durations",
+            "10",
+        ),
         *("--nbval", "--nbval-current-env", "--nbval-cell-timeout=120"),
         *("tests", "pwl_lib", "chapters", "index.ipynb"),
         *session.posargs,

@@ -86,6 +86,12 @@ def soup(page: Path) -> BeautifulSoup:
     return BeautifulSoup(page.read_text(), "html.parser")
 
 
+@functools.cache
+def anchors(page: Path) -> frozenset[str]:
+    """The places of a page that a link can name."""
+    return frozenset(tag.get(key) for tag in soup(page).find_all(True) for key in ("id", "name") if tag.get(key))
+
+
 def site_pages() -> list[Path]:
     # The pages exist only once the book is built; `test_the_book_is_built` says so when it is not.
     return sorted(path for path in SITE.rglob("*.html") if "_static" not in path.relative_to(SITE).parts)
