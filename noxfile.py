@@ -91,17 +91,8 @@ def test(session: nox.Session) -> None:
     # in which they are found, the tests in the browser come first: they take longest, and would keep one worker waiting.
     run(
         session,
-        *(
-            "pytest",
-            "-n",
-            "2",
-            "--dist",
-            "loadscope",
-            "--no-loadscope-reorder",
-            "--doctest-modules",
-            "--durations",
-            "10",
-        ),
+        *("pytest", "-n", "2", "--dist", "loadscope", "--no-loadscope-reorder"),
+        *("--doctest-modules", "--durations", "10"),
         *("--nbval", "--nbval-current-env", "--nbval-cell-timeout=120"),
         *("tests", "pwl_lib", "chapters", "index.ipynb"),
         *session.posargs,
