@@ -122,6 +122,11 @@ def near(value: Any, wanted: Any, tolerance: float = 1e-6) -> bool:
     return value.shape == wanted.shape and torch.allclose(value, wanted, rtol=tolerance, atol=tolerance)
 
 
+def harmful(mistakes: Mapping[str, Any], wanted: Any) -> dict[str, Any]:
+    """The mistakes whose values differ from ``wanted``: one that does no harm at an input is none there."""
+    return {sentence: value for sentence, value in mistakes.items() if not near(value, wanted)}
+
+
 def random_tensor(*shape: int) -> Tensor:
     """Fresh normal numbers in double precision, from their own generator: a checker does not move the reader's seed."""
     generator = torch.Generator().manual_seed(random.SystemRandom().getrandbits(63))

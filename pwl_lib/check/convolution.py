@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pwl_lib.check._exercise import Case, exercise, near, random_tensor
+from pwl_lib.check._exercise import Case, exercise, harmful, random_tensor
 
 __all__ = [
     "input_gradient",
@@ -25,11 +25,6 @@ __all__ = [
 ]
 
 _random = random.SystemRandom()
-
-
-def _differing(wrong: dict[str, Any], wanted: Any) -> dict[str, Any]:
-    """A mistake that does no harm at this input is none here."""
-    return {sentence: value for sentence, value in wrong.items() if not near(value, wanted)}
 
 
 # --- one axis -------------------------------------------------------------------------------------
@@ -128,7 +123,7 @@ def _overlap_case(size: int, kernel: int, stride: int, padding: int, dilation: i
         ),
         "a place that is read is counted once, however often it is read": (wanted > 0).double(),
     }
-    return Case((size, kernel, stride, padding, dilation), wanted, mistakes=_differing(wrong, wanted), where=where)
+    return Case((size, kernel, stride, padding, dilation), wanted, mistakes=harmful(wrong, wanted), where=where)
 
 
 @exercise(
@@ -208,7 +203,7 @@ def _patches_case(x: Tensor, k_h: int, k_w: int, where: str) -> Case:
         .flatten(2)
         .flatten(0, 1),
     }
-    return Case((x, k_h, k_w), wanted, mistakes=_differing(wrong, wanted), where=where)
+    return Case((x, k_h, k_w), wanted, mistakes=harmful(wrong, wanted), where=where)
 
 
 @exercise(
@@ -304,7 +299,7 @@ def weight_gradient() -> Iterator[Case]:
             "a mean over the positions where a sum was wanted": wanted / upstream[0].numel(),
             "the upstream gradient is missing": _weight_gradient(x, torch.ones_like(upstream), kernel),
         }
-        yield Case((x, upstream), wanted, mistakes=_differing(wrong, wanted), where=where)
+        yield Case((x, upstream), wanted, mistakes=harmful(wrong, wanted), where=where)
 
 
 def _weight_gradient(x: Tensor, upstream: Tensor, kernel: tuple[int, int]) -> Tensor:
@@ -340,7 +335,7 @@ def input_gradient() -> Iterator[Case]:
             "a mean over the windows of a pixel where a sum was wanted": wanted / counts.clamp(min=1),
             "the upstream gradient is missing": _scatter(size, weight, torch.ones_like(upstream), stride),
         }
-        yield Case((size, weight, upstream, stride), wanted, mistakes=_differing(wrong, wanted), where=where)
+        yield Case((size, weight, upstream, stride), wanted, mistakes=harmful(wrong, wanted), where=where)
 
 
 def _scatter(
@@ -413,7 +408,7 @@ def merge() -> Iterator[Case]:
             "both kernels are flipped in yours": wanted.flip(-1, -2),
             "the middle channels are averaged where they must be summed": wanted / middle,
         }
-        yield Case((first, second), wanted, mistakes=_differing(wrong, wanted), where=where)
+        yield Case((first, second), wanted, mistakes=harmful(wrong, wanted), where=where)
 
 
 def _merged(first: Tensor, second: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pwl_lib.check._exercise import Case, exercise, near, random_tensor
+from pwl_lib.check._exercise import Case, exercise, harmful, random_tensor
 from pwl_lib.kronecker import commutation_matrix, kron, kron_matvec, unvec, vec
 
 __all__ = [
@@ -27,9 +27,7 @@ _random = random.SystemRandom()
 
 
 def _case(arguments: tuple[object, ...], wanted: Tensor, mistakes: dict[str, Tensor], where: str) -> Case:
-    """A mistake that does no harm at this input is none here."""
-    wrong = {sentence: value for sentence, value in mistakes.items() if not near(value, wanted)}
-    return Case(arguments, wanted, mistakes=wrong, where=where)
+    return Case(arguments, wanted, mistakes=harmful(mistakes, wanted), where=where)
 
 
 def _eye(n: int) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pwl_lib.check._exercise import Case, exercise, near, random_tensor
+from pwl_lib.check._exercise import Case, exercise, harmful, random_tensor
 
 __all__ = [
     "made_to_order",
@@ -24,11 +24,6 @@ __all__ = [
 ]
 
 _random = random.SystemRandom()
-
-
-def _harmful(wrong: dict[str, Any], wanted: Any) -> dict[str, Any]:
-    """A mistake that does no harm at this input is none here."""
-    return {sentence: value for sentence, value in wrong.items() if not near(value, wanted)}
 
 
 @exercise(
@@ -47,7 +42,7 @@ def mse_gradient() -> Iterator[Case]:
             "the mean is over all entries, and not over the samples alone": 2 * (y - t) / len(y),
             "that is the gradient in the target": -wanted,
         }
-        yield Case((y, t), wanted, mistakes=_harmful(wrong, wanted))
+        yield Case((y, t), wanted, mistakes=harmful(wrong, wanted))
     y = random_tensor(4)
     yield Case((y, y.clone()), torch.zeros_like(y), where="where the output is the target")
 
@@ -74,7 +69,7 @@ def _softmax_case(p: Tensor, u: Tensor, where: str) -> Case:
         "the sum runs over the batch too: the samples do not know of each other": p * u - p * (p * u).sum(),
         "the sum of u must be weighted with p": p * (u - u.sum(1, keepdim=True)),
     }
-    return Case((p, u), wanted, mistakes=_harmful(wrong, wanted), where=where)
+    return Case((p, u), wanted, mistakes=harmful(wrong, wanted), where=where)
 
 
 @exercise(
@@ -102,7 +97,7 @@ def _stable_case(x: Tensor, t: int, where: str) -> Case:
         "that is the largest logit minus the right one; the logarithm of the sum is more": x.max() - x[t],
     }
     # At large logits the maximum is the whole logarithm, and the mistake does no harm.
-    return Case((x, t), wanted, mistakes=_harmful(wrong, wanted), where=where, tolerance=1e-9)
+    return Case((x, t), wanted, mistakes=harmful(wrong, wanted), where=where, tolerance=1e-9)
 
 
 @exercise(
@@ -142,7 +137,7 @@ def _weighted_case(x: Tensor, target: Tensor, w: Tensor, ignored: int, where: st
         "the weights are missing": counts[:, None] * difference / counts.sum(),
         "that is the gradient of the sum": share * difference,
     }
-    return Case((x, target, w, ignored), wanted, mistakes=_harmful(wrong, wanted), where=where)
+    return Case((x, target, w, ignored), wanted, mistakes=harmful(wrong, wanted), where=where)
 
 
 @exercise(
@@ -217,7 +212,7 @@ def _gap_case(gap: float, classes: int, where: str) -> Case:
         "the 1 in the logarithm is missing": classes / (classes + grown),
         "the number of classes is missing": 1 / grown,
     }
-    return Case((gap, classes), wanted, mistakes=_harmful(wrong, wanted), where=where)
+    return Case((gap, classes), wanted, mistakes=harmful(wrong, wanted), where=where)
 
 
 @exercise(
@@ -236,7 +231,7 @@ def softmax_twice() -> Iterator[Case]:
             "that is right for two classes": math.log1p(1 / math.e),
             "the logit of the right class is not subtracted": math.log(math.e + classes - 1),
         }
-        yield Case((classes,), wanted, mistakes=_harmful(wrong, wanted), where="at a number of classes")
+        yield Case((classes,), wanted, mistakes=harmful(wrong, wanted), where="at a number of classes")
 
 
 @exercise(
@@ -269,6 +264,6 @@ def _order_case(x: Tensor, t: Tensor, where: str) -> Case:
         (s, t),
         r,
         measure=lambda value: torch.autograd.grad(value.sum(), x, retain_graph=True)[0],
-        mistakes=_harmful(wrong, r),
+        mistakes=harmful(wrong, r),
         where=where,
     )

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pwl_lib.check._exercise import Case, exercise, near, random_tensor
+from pwl_lib.check._exercise import Case, exercise, harmful, near, random_tensor
 from pwl_lib.pooling import max_pool2d
 
 __all__ = ["average_vjp", "column_winners", "max_pool_vjp", "one_order", "two_passes"]
@@ -34,7 +34,7 @@ def average_vjp() -> Iterator[Case]:
             "the pixels of a tile must lie side by side: yours repeats the whole image": upstream.repeat(k, k) / k**2,
         }
         wanted = spread / k**2
-        yield Case((upstream, k), wanted, mistakes=_real(wrong, wanted))
+        yield Case((upstream, k), wanted, mistakes=harmful(wrong, wanted))
 
 
 @exercise(
@@ -87,7 +87,7 @@ def _vjp_case(x: Tensor, k: int, s: int, where: str) -> Case:
         .double(),
         "multiplied by the image": wanted * x,
     }
-    return Case((x, k, s, upstream), wanted, mistakes=_real(wrong, wanted), where=where)
+    return Case((x, k, s, upstream), wanted, mistakes=harmful(wrong, wanted), where=where)
 
 
 def _tiles(image: Tensor) -> Tensor:
@@ -138,7 +138,7 @@ def _winners_case(x: Tensor, k: int, s: int, where: str) -> Case:
         "the result is that of the transposed image: transpose it back": turned % height * width + turned // height,
         "the last of the tied pixels instead of the first": x.numel() - 1 - _flipped_winners(x, k) if s == 1 else row,
     }
-    return Case((x, k, s), wanted, mistakes=_real(wrong, wanted), where=where)
+    return Case((x, k, s), wanted, mistakes=harmful(wrong, wanted), where=where)
 
 
 def _flipped_winners(x: Tensor, k: int) -> Tensor:
@@ -173,7 +173,7 @@ def _passes_case(x: Tensor, k: int, s: int, ties: Any) -> Case:
         "the value is right, and the gradient follows the other rule": other,
         "equal weights for all tied pixels: a valid subgradient, but not the rule that was asked for": equal,
     }
-    return Case((x, k, s, ties), wanted, mistakes=_real(wrong, wanted), where=f"for the {ties} rule", measure=measure)
+    return Case((x, k, s, ties), wanted, mistakes=harmful(wrong, wanted), where=f"for the {ties} rule", measure=measure)
 
 
 @exercise(
@@ -264,8 +264,3 @@ def _image_with_ties(height: int, width: int) -> Tensor:
 def _chessboard(height: int, width: int) -> Tensor:
     """In every window of 2 by 2 the two rules for ties differ."""
     return (torch.arange(height)[:, None] + torch.arange(width)).remainder(2).double()
-
-
-def _real(wrong: dict[str, Any], wanted: Any) -> dict[str, Any]:
-    """A mistake that does no harm at this input is none here."""
-    return {sentence: value for sentence, value in wrong.items() if not near(value, wanted)}

@@ -11,16 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pwl_lib.check._exercise import Case, exercise, near, random_tensor
+from pwl_lib.check._exercise import Case, exercise, harmful, random_tensor
 
 __all__ = ["behind", "best_step", "confusion", "depth_limit", "image_gradient", "open_paths"]
 
 _random = random.SystemRandom()
-
-
-def _harmful(wrong: dict[str, Any], wanted: Any) -> dict[str, Any]:
-    """A mistake that does no harm at this input is none here."""
-    return {sentence: value for sentence, value in wrong.items() if not near(value, wanted)}
 
 
 @exercise(
@@ -49,7 +44,7 @@ def _confusion_case(truth: Tensor, answers: Tensor, classes: int, where: str) ->
         "a pair that occurs more than once counts more than once": once,
         "counts were wanted, not shares of the class": wanted / wanted.sum(1, keepdim=True).clamp(min=1),
     }
-    return Case((truth, answers, classes), wanted, mistakes=_harmful(wrong, wanted), where=where)
+    return Case((truth, answers, classes), wanted, mistakes=harmful(wrong, wanted), where=where)
 
 
 @exercise(
@@ -92,7 +87,7 @@ def _gradient_case(x: Tensor, kernels: Tensor, W: Tensor, t: int, where: str) ->
         "the columns of W are in torch's order, and not in that of vec": back(p - hot, mask, by_columns=True),
         "the slope of ReLU at 0 is 0 here": back(p - hot, (y >= 0).double()),
     }
-    return Case((x, kernels, W, t), wanted, mistakes=_harmful(wrong, wanted), where=where)
+    return Case((x, kernels, W, t), wanted, mistakes=harmful(wrong, wanted), where=where)
 
 
 @exercise(
@@ -125,7 +120,7 @@ def _paths_case(chain: list[Tensor], where: str) -> Case:
         "a path with a negative weight is open too": product([(J > 0).double() for J in chain]),
         "inputs and outputs are exchanged": wanted.T,
     }
-    return Case((chain,), wanted, mistakes=_harmful(wrong, wanted), where=where)
+    return Case((chain,), wanted, mistakes=harmful(wrong, wanted), where=where)
 
 
 @exercise(
@@ -156,7 +151,7 @@ def _step_case(H: Tensor, b: Tensor, w: Tensor, where: str = "at a random quadra
         "the gradient must be divided by its own curvature, not by that of w": (g @ g) / (w @ H @ w),
         "that is the longest step that lowers the loss for any gradient": 2 / values.max(),
     }
-    return Case((H, b, w), wanted, mistakes=_harmful(wrong, wanted), where=where)
+    return Case((H, b, w), wanted, mistakes=harmful(wrong, wanted), where=where)
 
 
 @exercise(
@@ -230,4 +225,4 @@ def _sides_case(sizes: tuple[int, int, int, int], where: str, shift: float = 0.0
         "one number for each hidden unit was wanted, not their sum": wanted.sum(),
         "the term of the bias has the other sign": (W1 * g1).sum(1) - b1 * gb,
     }
-    return Case((W1, b1, g1, gb), wanted, mistakes=_harmful(wrong, wanted), where=where)
+    return Case((W1, b1, g1, gb), wanted, mistakes=harmful(wrong, wanted), where=where)
