@@ -45,8 +45,8 @@ LAYERS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     "absolute": (PF.absolute, torch.abs),
     "hardtanh": (PF.hardtanh, F.hardtanh),
 }
-# What changes the shape. name: (ours, torch's, the shape of the input, the shapes of the parameters); the parameters of a
-# name with "frozen" want no gradient.
+# What changes the shape. name: (ours, torch's, the shape of the input, the shapes of the parameters). The parameters of a
+# name with "frozen" want no gradient, and the input of one with "channels last" has that layout.
 BLOCKS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], tuple[int, ...], tuple[tuple[int, ...], ...]]] = {
     "conv2d, small": (PF.conv2d, F.conv2d, (1, 1, 28, 28), ((8, 1, 5, 5), (8,))),
     "conv2d, middle": (PF.conv2d, F.conv2d, (8, 16, 32, 32), ((32, 16, 3, 3), (32,))),
@@ -168,52 +168,64 @@ def rounded(number: float) -> float:
     return float(f"{number:.4g}")
 
 
+def compare(
+    peers: dict[str, Callable[..., Tensor]],
+    inputs: list[Tensor],
+    upstream: Tensor,
+    alternations: int,
+    device: str,
+    bar: tqdm[Any],
+) -> dict[str, dict[str, float]]:
+    """Ours beside torch's, the value alone and with its gradients."""
+    found = {}
+    for mode, prepare in (("forward", forward), ("forward_backward", partial(forward_backward, upstream=upstream))):
+        seconds = medians({who: prepare(f, inputs) for who, f in peers.items()}, alternations, device)
+        found[mode] = {
+            "ours_us": rounded(seconds["ours"] * 1e6),
+            "torch_us": rounded(seconds["torch"] * 1e6),
+            "ratio": rounded(seconds["ours"] / seconds["torch"]),
+        }
+        bar.update()
+    return found
+
+
 def measure_layers(device: str, alternations: int, bar: tqdm[Any]) -> list[dict[str, Any]]:
     rows = []
-    for name, peers in LAYERS.items():
+    for name, (ours, theirs) in LAYERS.items():
+        peers = {"ours": ours, "torch": theirs}
         for n in SIZES:
             x = torch.randn(n, device=device, requires_grad=True)
             inputs = [x, torch.full((1,), WEIGHT, device=device, requires_grad=True)] if name == "prelu" else [x]
             upstream = torch.randn(n, device=device)
-            named = dict(zip(("ours", "torch"), peers, strict=True))
-            row: dict[str, Any] = {"layer": name, "elements": n}
-            for mode, prepare in (
-                ("forward", forward),
-                ("forward_backward", partial(forward_backward, upstream=upstream)),
-            ):
-                seconds = medians({who: prepare(f, inputs) for who, f in named.items()}, alternations, device)
-                row[mode] = {
-                    "ours_us": rounded(seconds["ours"] * 1e6),
-                    "torch_us": rounded(seconds["torch"] * 1e6),
-                    "ratio": rounded(seconds["ours"] / seconds["torch"]),
+            kept = {who: {what: size / n for what, size in saved_bytes(f, inputs).items()} for who, f in peers.items()}
+            rows.append(
+                {
+                    "layer": name,
+                    "elements": n,
+                    **compare(peers, inputs, upstream, alternations, device, bar),
+                    "saved_bytes_per_element": kept,
                 }
-                bar.update()
-            row["saved_bytes_per_element"] = {
-                who: {what: size / n for what, size in saved_bytes(f, inputs).items()} for who, f in named.items()
-            }
-            rows.append(row)
+            )
     return rows
 
 
 def measure_blocks(device: str, alternations: int, bar: tqdm[Any]) -> list[dict[str, Any]]:
     rows = []
     for name, (ours, theirs, shape, parameters) in BLOCKS.items():
+        peers = {"ours": ours, "torch": theirs}
         layout = torch.channels_last if "channels last" in name else torch.contiguous_format
         x = torch.randn(shape, device=device).contiguous(memory_format=layout).requires_grad_()
         inputs = [x, *(torch.randn(size, device=device, requires_grad="frozen" not in name) for size in parameters)]
         upstream = torch.randn_like(theirs(*inputs))
-        named = {"ours": ours, "torch": theirs}
-        row: dict[str, Any] = {"layer": name, "input": list(shape), "parameters": [list(size) for size in parameters]}
-        for mode, prepare in (("forward", forward), ("forward_backward", partial(forward_backward, upstream=upstream))):
-            seconds = medians({who: prepare(f, inputs) for who, f in named.items()}, alternations, device)
-            row[mode] = {
-                "ours_us": rounded(seconds["ours"] * 1e6),
-                "torch_us": rounded(seconds["torch"] * 1e6),
-                "ratio": rounded(seconds["ours"] / seconds["torch"]),
+        rows.append(
+            {
+                "layer": name,
+                "input": list(shape),
+                "parameters": [list(size) for size in parameters],
+                **compare(peers, inputs, upstream, alternations, device, bar),
+                "saved_bytes": {who: saved_bytes(f, inputs) for who, f in peers.items()},
             }
-            bar.update()
-        row["saved_bytes"] = {who: saved_bytes(f, inputs) for who, f in named.items()}
-        rows.append(row)
+        )
     return rows
 
 
