@@ -11,10 +11,13 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from pwl_lib import (
+    argmax,
     convolution,
     functional,
     kronecker,
+    logsumexp,
     losses,
+    maxout,
     nn,
     piecewise_linear,
     pooling,
@@ -28,11 +31,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "argmax",
     "check",
     "convolution",
     "functional",
     "kronecker",
+    "logsumexp",
     "losses",
+    "maxout",
     "nn",
     "piecewise_linear",
     "plot",

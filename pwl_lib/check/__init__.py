@@ -21,9 +21,12 @@ from pwl_lib.check._exercise import Exercise, WrongAnswer
 __all__ = [
     "Exercise",
     "WrongAnswer",
+    "argmax",
     "convolution",
     "kronecker",
+    "logsumexp",
     "losses",
+    "maxout",
     "piecewise_linear",
     "pooling",
     "rectifiers",

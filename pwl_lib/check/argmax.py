@@ -1,0 +1,3 @@
+"""Checkers of the exercises of the chapter *Argmax*."""
+
+from __future__ import annotations
