@@ -3,6 +3,7 @@
 Nothing is defined here. Each function lives in the module of its chapter, with its matrix and its derivation.
 """
 
+from pwl_lib.argmax import soft_argmax, straight_through_argmax
 from pwl_lib.convolution import conv2d, linear
 from pwl_lib.losses import cross_entropy, l1_loss, mse_loss
 from pwl_lib.pooling import avg_pool2d, max_pool2d
@@ -21,4 +22,6 @@ __all__ = [
     "mse_loss",
     "prelu",
     "relu",
+    "soft_argmax",
+    "straight_through_argmax",
 ]

@@ -3,6 +3,7 @@
 Nothing is defined here. Each module lives in the module of its chapter, beside its function.
 """
 
+from pwl_lib.argmax import SoftArgmax, StraightThroughArgmax
 from pwl_lib.convolution import Conv2d, Linear
 from pwl_lib.losses import CrossEntropyLoss, L1Loss, MSELoss
 from pwl_lib.pooling import AvgPool2d, MaxPool2d
@@ -21,4 +22,6 @@ __all__ = [
     "MaxPool2d",
     "PReLU",
     "ReLU",
+    "SoftArgmax",
+    "StraightThroughArgmax",
 ]
