@@ -5,7 +5,9 @@ Nothing is defined here. Each module lives in the module of its chapter, beside 
 
 from pwl_lib.argmax import SoftArgmax, StraightThroughArgmax
 from pwl_lib.convolution import Conv2d, Linear
+from pwl_lib.logsumexp import LSEPool2d, LogSumExp, Softmax
 from pwl_lib.losses import CrossEntropyLoss, L1Loss, MSELoss
+from pwl_lib.maxout import Maxout, Maxout2d
 from pwl_lib.pooling import AvgPool2d, MaxPool2d
 from pwl_lib.rectifiers import Absolute, Hardtanh, LeakyReLU, PReLU, ReLU
 
@@ -16,12 +18,17 @@ __all__ = [
     "CrossEntropyLoss",
     "Hardtanh",
     "L1Loss",
+    "LSEPool2d",
     "LeakyReLU",
     "Linear",
+    "LogSumExp",
     "MSELoss",
     "MaxPool2d",
+    "Maxout",
+    "Maxout2d",
     "PReLU",
     "ReLU",
     "SoftArgmax",
+    "Softmax",
     "StraightThroughArgmax",
 ]
