@@ -32,7 +32,8 @@ def check_finite_number(name: str, value: float) -> None:
 
 def check_positive(name: str, value: Tensor | float) -> None:
     """Raises ValueError unless ``value`` is finite and above 0, entry by entry."""
-    numbers = torch.as_tensor(value)
+    # a Python number is a float64, in which 1e300 is finite
+    numbers = torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else torch.float64)
     if not bool((torch.isfinite(numbers) & (numbers > 0)).all()):
         raise ValueError(f"{name} must be finite and above 0, got {value}")
 
