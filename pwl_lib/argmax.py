@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from pwl_lib._autograd import LayerFunction, autocast_is_on, derivative_wanted, pick
-from pwl_lib._validation import check_finite_number, check_floating
+from pwl_lib._autograd import LayerFunction, derivative_wanted, pick
+from pwl_lib._validation import check_floating
+from pwl_lib.logsumexp import _as_float32_under_autocast, _dimensions, _temperature, _weights, _wide
 
 __all__ = [
     "SoftArgmax",
@@ -37,7 +38,7 @@ class _Over:
     """Over which dimensions the weights sum to 1, and how sharp they are. To a transform of torch it is one leaf."""
 
     dims: tuple[int, ...]
-    temperature: float
+    t: float
     joint: bool
     """Whether the dimensions came as a sequence, so that the result has one for the coordinates."""
 
@@ -61,7 +62,7 @@ def soft_argmax_jacobian(input: Tensor, temperature: float = 1.0) -> Tensor:
         ``(..., n)``: for each vector the row :math:`\partial s / \partial x^\top`.
 
     Raises:
-        TypeError, ValueError: as :func:`soft_argmax`.
+        TypeError, ValueError, IndexError: as :func:`soft_argmax`.
 
     Example:
         >>> soft_argmax_jacobian(torch.zeros(3))
@@ -77,30 +78,9 @@ def soft_argmax_jacobian(input: Tensor, temperature: float = 1.0) -> Tensor:
 # --- the function ---------------------------------------------------------------------------------
 
 
-def _softmax(x: Tensor, over: _Over) -> Tensor:
+def _soft(x: Tensor, over: _Over) -> Tensor:
     """The weights, in the shape of ``x``; half precision is computed in float32, and stays there."""
-    x, t = _wide(x), over.temperature
-    if t < 1:  # then t * x cannot overflow, and x - m could
-        x, t = x * t, 1.0
-    m = x.detach().amax(over.dims, keepdim=True)
-    z = (x - m.masked_fill(m.isinf(), 0)) * _within(t, x)
-    z = torch.where(m.isinf(), torch.where(x == m, 0.0, -torch.inf).to(z), z)
-    if len(over.dims) == 1:
-        p = z.softmax(over.dims[0])
-    else:
-        last = tuple(range(-len(over.dims), 0))
-        z = z.movedim(over.dims, last)
-        p = z.flatten(last[0]).softmax(-1).reshape(z.shape).movedim(last, over.dims)
-    return p.masked_fill(m == -torch.inf, 0)
-
-
-def _within(temperature: float, x: Tensor) -> float:
-    """A temperature that the dtype of ``x`` can hold: 0 times infinity would be NaN."""
-    return min(temperature, torch.finfo(x.dtype).max)
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    return _weights(_wide(x, over.t), over.dims, over.t)
 
 
 def _coordinate(x: Tensor, dim: int) -> Tensor:
@@ -116,25 +96,24 @@ def _expected(p: Tensor, over: _Over, *, keepdim: bool = False) -> list[Tensor]:
 
 
 def _soft_argmax(x: Tensor, over: _Over) -> Tensor:
-    means = _expected(_softmax(x, over), over)
+    means = _expected(_soft(x, over), over)
     return (torch.stack(means, -1) if over.joint else means[0]).to(x.dtype)
 
 
 def _soft_argmax_vjp(x: Tensor, upstream: Tensor, over: _Over) -> Tensor:
     """t * p * sum of g_d * (i_d - s_d) over the coordinates d."""
-    p = _softmax(x, over)
+    p = _soft(x, over)
     parts = upstream.unbind(-1) if over.joint else [upstream]
     pull = torch.zeros((), dtype=p.dtype, device=p.device)
     for dim, mean, g in zip(over.dims, _expected(p, over, keepdim=True), parts, strict=True):
-        pull = pull + (_coordinate(p, dim) - mean) * _wide(g).reshape(mean.shape)
-    return (p * pull * _within(over.temperature, p)).to(x.dtype)
+        pull = pull + (_coordinate(p, dim) - mean) * g.reshape(mean.shape)
+    return (p * pull * over.t).to(x.dtype)
 
 
 def _softmax_vjp(x: Tensor, g: Tensor, over: _Over) -> Tensor:
     """t * (diag(p) - p p') g. The matrix is symmetric: for forward mode it is the same."""
-    p = _softmax(x, over)
-    g = _wide(g)
-    return (p * (g - (p * g).sum(over.dims, keepdim=True)) * _within(over.temperature, p)).to(x.dtype)
+    p = _soft(x, over)
+    return (p * (g - (p * g).sum(over.dims, keepdim=True)) * over.t).to(x.dtype)
 
 
 class _SoftArgmax(LayerFunction):
@@ -158,8 +137,8 @@ class _SoftArgmaxForward(_SoftArgmax):
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
         (x,), over = ctx.saved_tensors, ctx.over
-        p = _softmax(x, over)
-        weighted = p * _wide(tangent) * _within(over.temperature, p)
+        p = _soft(x, over)
+        weighted = p * tangent * over.t
         slopes = [
             (weighted * (_coordinate(p, dim) - mean)).sum(over.dims)
             for dim, mean in zip(over.dims, _expected(p, over, keepdim=True), strict=True)
@@ -197,8 +176,9 @@ def soft_argmax(input: Tensor, dim: Dims = -1, temperature: float = 1.0) -> Tens
 
     Raises:
         TypeError: ``input`` is not a floating point tensor, ``dim`` is not made of ints, or ``temperature`` is not a number.
-        ValueError: ``input`` has no dimension or no entry along ``dim``, ``dim`` is none of its dimensions or names one
-            twice, or ``temperature`` is not finite and above 0.
+        ValueError: ``input`` has no dimension or no entry along ``dim``, ``dim`` is empty or names a dimension twice, or
+            ``temperature`` is not finite or not above 0.
+        IndexError: ``input`` has no dimension ``dim``.
 
     Example:
         >>> soft_argmax(torch.tensor([1.0, 2.0, 3.0, 4.0, 2.0]))
@@ -257,8 +237,8 @@ def straight_through_argmax(input: Tensor, dim: int = -1, temperature: float = 1
         \qquad p = \operatorname{softmax}(t x)
 
     which are :eq:`eq-straight-through` and :eq:`eq-straight-through-vjp`. The second is not the derivative of the
-    first, which is 0 almost everywhere; further derivatives are those of softmax. The value is exactly one-hot:
-    ``(hard - soft).detach() + soft``, which has the same derivative, rounds.
+    first, which is 0 almost everywhere. Value and all derivatives are those of ``(hard - soft).detach() + soft``.
+    For the backward pass the input is kept.
 
     Args:
         input: :math:`x`, at least one dimension, floating point.
@@ -275,7 +255,7 @@ def straight_through_argmax(input: Tensor, dim: int = -1, temperature: float = 1
         the weights :math:`p` are those of :func:`soft_argmax`.
 
     Raises:
-        TypeError, ValueError: as :func:`soft_argmax`.
+        TypeError, ValueError, IndexError: as :func:`soft_argmax`.
 
     Example:
         >>> x = torch.tensor([1.0, 3.0, 2.0], requires_grad=True)
@@ -322,7 +302,7 @@ class SoftArgmax(nn.Module):
 
     def __init__(self, dim: Dims = -1, temperature: float = 1.0) -> None:
         super().__init__()
-        _check_temperature(temperature)
+        _temperature(temperature)
         self.dim = dim if isinstance(dim, int) else tuple(dim)
         self.temperature = temperature
 
@@ -355,7 +335,7 @@ class StraightThroughArgmax(nn.Module):
 
     def __init__(self, dim: int = -1, temperature: float = 1.0) -> None:
         super().__init__()
-        _check_temperature(temperature)
+        _temperature(temperature)
         self.dim = dim
         self.temperature = temperature
 
@@ -369,12 +349,6 @@ class StraightThroughArgmax(nn.Module):
 # --- checks ---------------------------------------------------------------------------------------
 
 
-def _check_temperature(temperature: float) -> None:
-    check_finite_number("temperature", temperature)
-    if temperature <= 0:
-        raise ValueError(f"temperature must be above 0, got {temperature}")
-
-
 def _check_int(dim: object) -> None:
     if not isinstance(dim, int) or isinstance(dim, bool):
         raise TypeError(f"dim must be an int, got {type(dim).__name__}")
@@ -382,28 +356,10 @@ def _check_int(dim: object) -> None:
 
 def _checked(input: Tensor, dim: Dims, temperature: float) -> _Over:
     check_floating("input", input)
-    _check_temperature(temperature)
-    joint = isinstance(dim, Sequence)
-    names: tuple[Any, ...] = tuple(dim) if isinstance(dim, Sequence) else (dim,)
-    if any(not isinstance(name, int) or isinstance(name, bool) for name in names):
-        raise TypeError(f"dim must be an int or several ints, got {dim!r}")
+    t = _temperature(temperature)
     if input.dim() == 0:
         raise ValueError("input must have at least one dimension, got shape ()")
-    if not names:
-        raise ValueError("dim must name at least one dimension, got none")
-    for name in names:
-        if not -input.dim() <= name < input.dim():
-            raise ValueError(
-                f"dim must lie from {-input.dim()} to {input.dim() - 1} for an input of shape {tuple(input.shape)}, got {dim!r}"
-            )
-    dims = tuple(name % input.dim() for name in names)
-    if len(set(dims)) < len(dims):
-        raise ValueError(f"dim must name different dimensions, got {dim!r}")
+    dims = _dimensions(dim, input)
     if any(input.shape[d] == 0 for d in dims):
         raise ValueError(f"input must have at least one entry along dim {dim!r}, got shape {tuple(input.shape)}")
-    return _Over(dims, float(temperature), joint)
-
-
-def _as_float32_under_autocast(x: Tensor) -> Tensor:
-    """Softmax is among the functions that autocast runs in float32; it leaves float64 alone."""
-    return _wide(x) if autocast_is_on(x.device.type) else x
+    return _Over(dims, t, not isinstance(dim, int))
