@@ -114,8 +114,8 @@ def _wide(x: Tensor, t: float) -> Tensor:
 
 
 def _scaled_difference(x: Tensor, top: Tensor, t: float) -> Tensor:
-    """t (x - top), a new tensor, such that only a number far below 0 overflows: :eq:`eq-lse-stable`."""
-    return (x - top) * t if t >= 1 else x * t - top * t
+    """t (x - top), a new tensor: :eq:`eq-lse-stable`. Where x - top may overflow and the product not, halves are subtracted."""
+    return (x - top) * t if t >= 1 else (x * 0.5 - top * 0.5) * (2 * t)
 
 
 def _divide(x: Tensor, t: float) -> Tensor:
