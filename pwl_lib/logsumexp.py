@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from pwl_lib._autograd import LayerFunction, autocast_is_on, derivative_wanted, pick
+from pwl_lib._smooth import Smoothed, smooth
 from pwl_lib._validation import check_bool, check_finite_number, check_floating, check_positive
 from pwl_lib._windows import Pair
 from pwl_lib.pooling import _check_image, _layout, _max_pool, _Windows, _windows
@@ -30,12 +31,14 @@ from pwl_lib.pooling import _check_image, _layout, _max_pool, _Windows, _windows
 __all__ = [
     "LSEPool2d",
     "LogSumExp",
+    "Smoothed",
     "Softmax",
     "logsumexp",
     "logsumexp_hessian",
     "logsumexp_jacobian",
     "lse_pool2d",
     "mellowmax",
+    "smooth",
     "softmax",
 ]
 
