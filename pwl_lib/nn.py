@@ -5,7 +5,7 @@ Nothing is defined here. Each module lives in the module of its chapter, beside 
 
 from pwl_lib.argmax import SoftArgmax, StraightThroughArgmax
 from pwl_lib.convolution import Conv2d, Linear
-from pwl_lib.logsumexp import LSEPool2d, LogSumExp, Softmax
+from pwl_lib.logsumexp import LogSumExp, LSEPool2d, Softmax
 from pwl_lib.losses import CrossEntropyLoss, L1Loss, MSELoss
 from pwl_lib.maxout import Maxout, Maxout2d
 from pwl_lib.pooling import AvgPool2d, MaxPool2d
