@@ -428,6 +428,32 @@ def _min(
     return torch.return_types.min((-values, winner))
 
 
+def _maxout(trace: Trace, input: Tensor, weight: Tensor, bias: Tensor | None, pieces: int) -> Tensor:
+    _refuse_dependent(trace, weight, bias)
+    return _largest(trace, F.linear(input, weight, bias).unflatten(-1, (-1, pieces)))[0]
+
+
+def _maxout2d(
+    trace: Trace,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    pieces: int,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    _refuse_dependent(trace, weight, bias)
+    z = F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    return _largest(trace, z.unflatten(1, (-1, pieces)).movedim(2, -1))[0]
+
+
+def _refuse_dependent(trace: Trace, *parameters: Tensor | None) -> None:
+    if any(trace.depends(parameter) for parameter in _tensors(parameters)):
+        raise NotPiecewiseLinear("with a weight or a bias that depends on the input")
+
+
 def _pool_windows(scans: Sequence[Tensor], sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Combines the positions ``(outputs, window)`` of each dimension, -1 outside, into flat ones, and says which exist."""
     index = torch.zeros(1, 1, dtype=torch.int64)
@@ -555,6 +581,8 @@ _RULES: dict[str, Callable[..., Any]] = {
     "amin": _amin,
     "max": _max,
     "min": _min,
+    "maxout": _maxout,
+    "maxout2d": _maxout2d,
     "batch_norm": _batch_norm,
     "where": _where,
     "detach": _detach,

@@ -220,9 +220,9 @@ def maxout(input: Tensor, weight: Tensor, bias: Tensor | None, pieces: int) -> T
     tensors = (input, weight) if bias is None else (input, weight, bias)
     if has_torch_function_variadic(*tensors):
         return handle_torch_function(maxout, tensors, input, weight, bias, pieces)
-    wanted = derivative_wanted(*tensors)
     z = linear(input, weight, bias)
     _check_pieces(weight, pieces)
+    wanted = derivative_wanted(*tensors)
     return pick(_GroupMax, _GroupMaxForward).apply(z, pieces, -1)[0] if wanted else _group_max(z, pieces, -1)[0]
 
 
@@ -270,9 +270,9 @@ def maxout2d(
     if has_torch_function_variadic(*tensors):
         words = stride, padding, dilation, groups
         return handle_torch_function(maxout2d, tensors, input, weight, bias, pieces, *words)
-    wanted = derivative_wanted(*tensors)
     z = conv2d(input, weight, bias, stride, padding, dilation, groups)
     _check_pieces(weight, pieces)
+    wanted = derivative_wanted(*tensors)
     return pick(_GroupMax, _GroupMaxForward).apply(z, pieces, -3)[0] if wanted else _group_max(z, pieces, -3)[0]
 
 

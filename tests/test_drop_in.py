@@ -16,22 +16,29 @@ from torch import Tensor, nn
 import pwl_lib.functional as PF
 import pwl_lib.nn as pnn
 
-TORCH_HAS = sorted(set(PF.__all__) & set(dir(F)))
+TORCH_HAS = sorted(set(PF.__all__) & {*dir(F), "logsumexp"})
 TORCH_HAS_MODULES = sorted(set(pnn.__all__) & set(dir(nn)))
+
+
+def torchs(name: str) -> Callable[..., Any]:
+    # torch.nn.functional has no logsumexp, and its softmax has a word for its warnings alone.
+    return getattr(torch if name in ("logsumexp", "softmax") else F, name)
 
 
 @pytest.mark.parametrize("name", TORCH_HAS)
 def test_a_function_takes_torchs_words_in_torchs_order(name: str) -> None:
     ours = list(inspect.signature(getattr(PF, name)).parameters.values())
-    theirs = getattr(F, name)
+    theirs = torchs(name)
     try:
         wanted = list(inspect.signature(theirs).parameters)
     except ValueError:  # built in: its words stand in the first line of its documentation
         words = theirs.__doc__.strip().splitlines()[0].split("(", 1)[1].split(")")[0]
-        wanted = [word.split("=")[0].strip() for word in words.split(",") if word.strip() != "*"]
+        wanted = [word.split("=")[0].strip() for word in words.split(",") if word.strip() not in ("*", "out=None")]
     if wanted == ["args", "kwargs"]:  # a pooling function that chooses by return_indices
         wanted = list(inspect.signature(getattr(F, f"_{name}")).parameters)
     own = [parameter.name for parameter in ours if parameter.kind is not parameter.KEYWORD_ONLY]
+    if own[-1] == "temperature":  # ours, behind all of torch's
+        own.pop()
     assert own == wanted[: len(own)]
     assert set(wanted[len(own) :]) <= {"weight"}  # of the l1 and mse losses in newer torch, by its word alone
 
@@ -39,6 +46,8 @@ def test_a_function_takes_torchs_words_in_torchs_order(name: str) -> None:
 @pytest.mark.parametrize("name", TORCH_HAS_MODULES)
 def test_a_module_takes_torchs_words_in_torchs_order(name: str) -> None:
     ours = [p for p in inspect.signature(getattr(pnn, name)).parameters.values() if p.kind is not p.KEYWORD_ONLY]
+    if ours[-1:] and ours[-1].name == "temperature":
+        ours.pop()
     wanted = list(inspect.signature(getattr(nn, name)).parameters)
     assert [parameter.name for parameter in ours] == wanted[: len(ours)]
     assert len(wanted) == len(ours) or name == "Hardtanh"  # two names that torch has deprecated
@@ -68,7 +77,7 @@ def assert_drop_in(
     if refused and refused in str(ours):
         assert isinstance(ours, ValueError)
         return
-    theirs = outcome(getattr(F, name), tensors, words)
+    theirs = outcome(torchs(name), tensors, words)
     if isinstance(theirs, Exception):
         assert isinstance(ours, (ValueError, TypeError, IndexError)), (ours, theirs)
         return
@@ -183,6 +192,27 @@ def test_cross_entropy(data: st.DataObject) -> None:
         target = torch.randint(0, classes, () if outer is None else outer, generator=torch.Generator().manual_seed(3))
         words["ignore_index"] = ignored
     assert_drop_in("cross_entropy", (x, target), words, bits=False)
+
+
+@given(
+    st.lists(st.integers(1, 3), max_size=3),
+    st.integers(-4, 3) | st.lists(st.integers(-4, 3), max_size=3),
+    st.booleans(),
+)
+def test_logsumexp(shape: list[int], dim: int | list[int], keepdim: bool) -> None:
+    refused = "dim must name at least one dimension"  # for none, torch takes all
+    assert_drop_in(
+        "logsumexp", (random_tensor(0, *shape),), {"dim": dim, "keepdim": keepdim}, bits=False, refused=refused
+    )
+
+
+@given(
+    st.lists(st.integers(0, 3), max_size=3),
+    st.integers(-4, 3),
+    st.sampled_from([None, torch.float32, torch.float64]),
+)
+def test_softmax(shape: list[int], dim: int, dtype: torch.dtype | None) -> None:
+    assert_drop_in("softmax", (random_tensor(0, *shape),), {"dim": dim, "dtype": dtype}, bits=False)
 
 
 @pytest.mark.parametrize("padding", ["same", 1])

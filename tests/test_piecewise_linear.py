@@ -123,6 +123,9 @@ def named_parts():
         for owner, activation in (("ours", ours), ("torch", torchs)):
             yield f"{name}_{owner}", nn.Sequential(nn.Linear(4, 6), activation, nn.Linear(6, 2)), (4,)
     yield "absolute_ours", nn.Sequential(nn.Linear(4, 6), pnn.Absolute(), nn.Linear(6, 2)), (4,)
+    yield "maxout_ours", nn.Sequential(pnn.Maxout(4, 6, 3), pnn.Maxout(6, 2, 2, bias=False)), (4,)
+    images = pnn.Maxout2d(2, 3, 3, pieces=2, stride=2, padding=1, groups=1), pnn.Maxout2d(3, 3, 1, pieces=2, groups=3)
+    yield "maxout2d_ours", nn.Sequential(*images, nn.Flatten()), (2, 5, 5)
     yield "residual_ours", nn.Sequential(Residual(5, pnn.ReLU()), Residual(5, pnn.LeakyReLU()), nn.Linear(5, 2)), (5,)
     yield "residual_torch", nn.Sequential(Residual(5, nn.ReLU()), Residual(5, nn.ReLU6())), (5,)
     yield "cnn_torch", cnn(nn.ReLU(inplace=True)), (1, 8, 8)
