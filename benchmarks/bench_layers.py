@@ -45,6 +45,23 @@ LAYERS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     "absolute": (PF.absolute, torch.abs),
     "hardtanh": (PF.hardtanh, F.hardtanh),
 }
+
+
+def _largest_of_groups(product: Callable[..., Tensor], pieces: int, dim: int) -> Callable[..., Tensor]:
+    """Maxout of torch's functions."""
+    return lambda *inputs: product(*inputs).unflatten(dim, (-1, pieces)).max(dim if dim < 0 else dim + 1).values
+
+
+def _unfolded_lse(kernel_size: int, stride: int, padding: int = 0) -> Callable[[Tensor], Tensor]:
+    """LogSumExp pooling of torch's functions, which copies the windows."""
+
+    def pool(x: Tensor) -> Tensor:
+        framed = F.pad(x, [padding] * 4, value=-torch.inf)
+        return torch.logsumexp(framed.unfold(2, kernel_size, stride).unfold(3, kernel_size, stride), (4, 5))
+
+    return pool
+
+
 # What changes the shape. name: (ours, torch's, the shape of the input, the shapes of the parameters). The parameters of a
 # name with "frozen" want no gradient, and the input of one with "channels last" has that layout.
 BLOCKS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], tuple[int, ...], tuple[tuple[int, ...], ...]]] = {
@@ -67,10 +84,39 @@ BLOCKS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], tuple[int,
         (),
     ),
     "avg_pool2d, 2": (partial(PF.avg_pool2d, kernel_size=2), partial(F.avg_pool2d, kernel_size=2), (8, 16, 64, 64), ()),
+    "maxout, 4 pieces": (
+        partial(PF.maxout, pieces=4),
+        _largest_of_groups(F.linear, 4, -1),
+        (64, 784),
+        ((512, 784), (512,)),
+    ),
+    "maxout2d, 2 pieces": (
+        partial(PF.maxout2d, pieces=2),
+        _largest_of_groups(F.conv2d, 2, 1),
+        (8, 16, 32, 32),
+        ((64, 16, 3, 3), (64,)),
+    ),
+    "logsumexp, 10 numbers": (*(partial(f, dim=1) for f in (PF.logsumexp, torch.logsumexp)), (4096, 10), ()),
+    "logsumexp, 1,000 numbers": (*(partial(f, dim=1) for f in (PF.logsumexp, torch.logsumexp)), (1024, 1000), ()),
+    "softmax, 1,000 numbers": (*(partial(f, dim=1) for f in (PF.softmax, F.softmax)), (1024, 1000), ()),
+    "lse_pool2d, 2": (partial(PF.lse_pool2d, kernel_size=2), _unfolded_lse(2, 2), (8, 16, 64, 64), ()),
+    "lse_pool2d, 3, overlapping": (
+        partial(PF.lse_pool2d, kernel_size=3, stride=2, padding=1),
+        _unfolded_lse(3, 2, 1),
+        (8, 16, 64, 64),
+        (),
+    ),
     "l1_loss": (*(lambda x, f=f: f(x, torch.zeros_like(x)) for f in (PF.l1_loss, F.l1_loss)), (10**6,), ()),
     "mse_loss": (*(lambda x, f=f: f(x, torch.zeros_like(x)) for f in (PF.mse_loss, F.mse_loss)), (10**6,), ()),
     "cross_entropy, 10 classes": (*(_with_classes(f) for f in (PF.cross_entropy, F.cross_entropy)), (4096, 10), ()),
     "cross_entropy, 1,000 classes": (*(_with_classes(f) for f in (PF.cross_entropy, F.cross_entropy)), (128, 1000), ()),
+}
+# The smooth maximum beside the maximum: what it is taken of, our LogSumExp, torch's maximum, the shape of the input.
+MAXIMA: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], tuple[int, ...]]] = {
+    "10 numbers": (partial(PF.logsumexp, dim=1), partial(torch.amax, dim=1), (4096, 10)),
+    "1,000 numbers": (partial(PF.logsumexp, dim=1), partial(torch.amax, dim=1), (1024, 1000)),
+    "windows of 2×2": (partial(PF.lse_pool2d, kernel_size=2), partial(F.max_pool2d, kernel_size=2), (8, 16, 64, 64)),
+    "windows of 3×3": (partial(PF.lse_pool2d, kernel_size=3), partial(F.max_pool2d, kernel_size=3), (8, 16, 64, 64)),
 }
 # The four ways to the gradient in the input, beside torch's convolution.
 FORMS = ("kernel", "fold", "index", "matrix")
@@ -229,6 +275,25 @@ def measure_blocks(device: str, alternations: int, bar: tqdm[Any]) -> list[dict[
     return rows
 
 
+def measure_maxima(device: str, alternations: int, bar: tqdm[Any]) -> list[dict[str, Any]]:
+    """The smooth maximum, ours, over torch's maximum."""
+    rows = []
+    for name, (smooth, largest, shape) in MAXIMA.items():
+        x = torch.randn(shape, device=device, requires_grad=True)
+        upstream = torch.randn_like(largest(x))
+        row: dict[str, Any] = {"of": name, "input": list(shape)}
+        for mode, prepare in (("forward", forward), ("forward_backward", partial(forward_backward, upstream=upstream))):
+            calls = {"smooth": prepare(smooth, [x]), "largest": prepare(largest, [x])}
+            seconds = medians(calls, alternations, device)
+            row[mode] = {
+                **{f"{which}_us": rounded(s * 1e6) for which, s in seconds.items()},
+                "ratio": rounded(seconds["smooth"] / seconds["largest"]),
+            }
+            bar.update()
+        rows.append(row)
+    return rows
+
+
 def measure_forms(device: str, alternations: int, bar: tqdm[Any]) -> dict[str, Any]:
     """Each form of the backward pass of a convolution, over torch's convolution."""
     inputs = [torch.randn(size, device=device, requires_grad=True) for size in FORM_SHAPES]
@@ -271,7 +336,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     devices = [arguments.device] if arguments.device else ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     for device in devices:
-        steps = 2 * len(SIZES) * (len(LAYERS) + 1) + 2 * len(BLOCKS) + 1
+        steps = 2 * len(SIZES) * (len(LAYERS) + 1) + 2 * len(BLOCKS) + 2 * len(MAXIMA) + 1
         with tqdm(total=steps, desc=f"layers on {device}") as bar:
             results = {
                 "date": datetime.date.today().isoformat(),
@@ -280,6 +345,7 @@ def main() -> None:
                 "alternations": arguments.alternations,
                 "layers": measure_layers(device, arguments.alternations, bar),
                 "blocks": measure_blocks(device, arguments.alternations, bar),
+                "maxima": measure_maxima(device, arguments.alternations, bar),
                 "forms": measure_forms(device, arguments.alternations, bar),
                 "activations": measure_activations(device, arguments.alternations, bar),
             }
