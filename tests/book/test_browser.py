@@ -5,124 +5,15 @@ A missing browser is a failure, never a skip.
 
 from __future__ import annotations
 
-import functools
-import http.server
-import shutil
-import threading
-from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import bookfiles
 import pytest
-from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, BrowserContext, Page, Request, sync_playwright
+from browsing import STICKING_OUT, Visit, violations
+from playwright.sync_api import BrowserContext
 
 SITE = bookfiles.SITE
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "microsoft-edge")
-ON_MACOS = (
-    "/Applications/Chromium.app/Contents/MacOS/Chromium",
-    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
-    "/Applications/Microsoft Edge.app/Contents/MacOS/Microsoft Edge",
-)
-QUIET = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"),
-    # No other host exists: a page that asks for one fails as it would offline.
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-)
-
 each_page = pytest.mark.parametrize("page", bookfiles.site_pages(), ids=lambda page: str(page.relative_to(SITE)))
-
-
-# What reaches over the right edge of a narrow screen and is in no box that scrolls.
-STICKING_OUT = """() => [...document.querySelectorAll('article *')].filter(e => {
-    if (e.getBoundingClientRect().right <= innerWidth + 1) return false;
-    for (let b = e; b.tagName !== 'ARTICLE'; b = b.parentElement)
-      if (['auto', 'scroll'].includes(getComputedStyle(b).overflowX) || b.matches('.katex-mathml, .hide-tail')) return false;
-    return true;
-  }).slice(0, 3).map(e => `${e.parentElement.outerHTML.slice(0, 200)}`)
-  .concat(document.documentElement.scrollWidth > innerWidth ? [`the page is ${document.documentElement.scrollWidth} wide`] : [])"""
-
-
-class Silent(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Silent, directory=str(SITE))) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    path = next(filter(None, map(shutil.which, NAMES)), None) or next(
-        filter(lambda p: Path(p).exists(), ON_MACOS), None
-    )
-    if path is None:
-        pytest.fail("the tests of the site need Chromium or Chrome (Debian: apt-get install chromium)")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=list(QUIET))
-        yield browser
-        browser.close()
-
-
-class Visit:
-    """A page that was opened, and everything that went wrong on the way."""
-
-    def __init__(self, context: BrowserContext, address: str, file: Path) -> None:
-        self.wrong: list[str] = []
-        self.page: Page = context.new_page()
-        self.page.set_default_timeout(120_000)  # a loaded machine is no broken page
-        self.page.on("console", lambda m: self.wrong.append(f"console: {m.text}") if m.type == "error" else None)
-        self.page.on("pageerror", lambda error: self.wrong.append(f"error: {error}"))
-        self.page.on("requestfailed", self.failed)
-        self.page.on("response", lambda r: self.wrong.append(f"{r.status}: {r.url}") if r.status >= 400 else None)
-        self.page.on("request", lambda request: self.at_home(request, address))
-        self.page.goto(f"{address}/{file.relative_to(SITE).as_posix()}", wait_until="load")
-        self.page.wait_for_timeout(200)  # what a script asks for after the page has loaded
-
-    def failed(self, request: Request) -> None:
-        # Without scripts, Chromium itself gives up the scripts that a page announced.
-        if not (request.resource_type == "script" and request.failure == "csp"):
-            self.wrong.append(f"failed: {request.url} {request.failure}")
-
-    def at_home(self, request: Request, address: str) -> None:
-        if not request.url.startswith((address, "data:", "blob:")):
-            self.wrong.append(f"another host: {urlsplit(request.url).netloc}")
-
-
-@pytest.fixture(scope="module")
-def contexts(browser: Browser) -> Iterator[dict[str, BrowserContext]]:
-    wide, narrow = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
-    contexts = {
-        "light": browser.new_context(viewport=wide, color_scheme="light"),
-        "dark": browser.new_context(viewport=wide, color_scheme="dark"),
-        "narrow": browser.new_context(viewport=narrow, color_scheme="light"),
-        "no scripts": browser.new_context(viewport=narrow, java_script_enabled=False),
-    }
-    yield contexts
-    for context in contexts.values():
-        context.close()
-
-
-# A chapter has thousands of spans that draw its formulas, in the colour of the text and hidden from screen readers, which
-# read the MathML beside them. To ask about each took most of the time of these tests; one page is asked about all of it.
-def violations(page: Page, *, formulas: bool = False, rules: tuple[str, ...] = ()) -> list[str]:
-    if not formulas:
-        page.evaluate("document.querySelectorAll('.katex-html').forEach(e => e.remove())")
-    only = {"runOnly": list(rules)} if rules else {}
-    found = Axe().run(page, options={"resultTypes": ["violations"], **only}).response["violations"]
-    return [
-        f"{rule['id']} ({rule['impact']}): {node['html'][:160]}"
-        for rule in found
-        if rule["impact"] in ("serious", "critical")
-        for node in rule["nodes"][:3]
-    ]
 
 
 @each_page

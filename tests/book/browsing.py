@@ -1,0 +1,59 @@
+"""What the tests in the browser share: a page that was opened, and what is wrong with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import bookfiles
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import BrowserContext, Page, Request
+
+# What reaches over the right edge of a narrow screen and is in no box that scrolls.
+STICKING_OUT = """() => [...document.querySelectorAll('article *')].filter(e => {
+    if (e.getBoundingClientRect().right <= innerWidth + 1) return false;
+    for (let b = e; b.tagName !== 'ARTICLE'; b = b.parentElement)
+      if (['auto', 'scroll'].includes(getComputedStyle(b).overflowX) || b.matches('.katex-mathml, .hide-tail')) return false;
+    return true;
+  }).slice(0, 3).map(e => `${e.parentElement.outerHTML.slice(0, 200)}`)
+  .concat(document.documentElement.scrollWidth > innerWidth ? [`the page is ${document.documentElement.scrollWidth} wide`] : [])"""
+
+
+class Visit:
+    """A page that was opened, and everything that went wrong on the way."""
+
+    def __init__(self, context: BrowserContext, address: str, file: Path) -> None:
+        self.wrong: list[str] = []
+        self.page: Page = context.new_page()
+        self.page.set_default_timeout(120_000)  # a loaded machine is no broken page
+        self.page.on("console", lambda m: self.wrong.append(f"console: {m.text}") if m.type == "error" else None)
+        self.page.on("pageerror", lambda error: self.wrong.append(f"error: {error}"))
+        self.page.on("requestfailed", self.failed)
+        self.page.on("response", lambda r: self.wrong.append(f"{r.status}: {r.url}") if r.status >= 400 else None)
+        self.page.on("request", lambda request: self.at_home(request, address))
+        self.page.goto(f"{address}/{file.relative_to(bookfiles.SITE).as_posix()}", wait_until="load")
+        self.page.wait_for_timeout(200)  # what a script asks for after the page has loaded
+
+    def failed(self, request: Request) -> None:
+        # Without scripts, Chromium itself gives up the scripts that a page announced.
+        if not (request.resource_type == "script" and request.failure == "csp"):
+            self.wrong.append(f"failed: {request.url} {request.failure}")
+
+    def at_home(self, request: Request, address: str) -> None:
+        if not request.url.startswith((address, "data:", "blob:")):
+            self.wrong.append(f"another host: {urlsplit(request.url).netloc}")
+
+
+# A chapter has thousands of spans that draw its formulas, in the colour of the text and hidden from screen readers, which
+# read the MathML beside them. To ask about each took most of the time of these tests; one page is asked about all of it.
+def violations(page: Page, *, formulas: bool = False, rules: tuple[str, ...] = ()) -> list[str]:
+    if not formulas:
+        page.evaluate("document.querySelectorAll('.katex-html').forEach(e => e.remove())")
+    only = {"runOnly": list(rules)} if rules else {}
+    found = Axe().run(page, options={"resultTypes": ["violations"], **only}).response["violations"]
+    return [
+        f"{rule['id']} ({rule['impact']}): {node['html'][:160]}"
+        for rule in found
+        if rule["impact"] in ("serious", "critical")
+        for node in rule["nodes"][:3]
+    ]
