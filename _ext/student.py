@@ -231,6 +231,9 @@ class PlainMarkdown(Preprocessor):
         if name in BOXES or name in ("admonition", "dropdown"):
             heading = title if name in ("admonition", "dropdown") else name.title()
             return ["", *quote([f"**{heading}.** {title if name in BOXES else ''}".rstrip(), "", *content]), ""]
+        if name == "interactive":
+            heading = f"**On the website, {self.words(options['static'])} can be moved.**"
+            return ["", *quote([heading, "", *content]), ""]
         if name in ("figure", "image"):
             return ["", f"![{options.get('alt', '')}]({title})", "", *content, ""]
         raise ValueError(f"{self.chapter}: the student notebook has no plain form for the directive {name!r}")

@@ -102,3 +102,11 @@ def test_an_unknown_directive_or_role_is_an_error() -> None:
         plain.plain(["a {unheard}`role`"])
     with pytest.raises(ValueError, match="eq-nowhere"):
         plain.plain(["see {eq}`eq-nowhere`"])
+
+
+def test_an_interactive_figure_is_said_to_move_on_the_website() -> None:
+    labels = {"fig-x": student.Label("Figure 9.1", "x")}
+    plain = student.PlainMarkdown(chapter="x", labels=labels, bibliography=Path("none.bib"))
+    plain.in_solution = False
+    lines = plain.plain([":::{interactive} board", ":static: fig-x", "", "Drag {math}`x`.", ":::"])
+    assert [line for line in lines if line] == ["> **On the website, Figure 9.1 can be moved.**", ">", "> Drag $x$."]

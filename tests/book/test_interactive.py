@@ -1,0 +1,498 @@
+"""The interactive figures in Chromium: moved with mouse and keys, and held to the formulas computed here."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import math
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import bookfiles
+import pytest
+from browsing import STICKING_OUT, Visit
+from playwright.sync_api import BrowserContext, Locator, Page
+from sphinx.application import Sphinx
+from sphinx.util.docutils import docutils_namespace
+
+SITE = bookfiles.SITE
+BUDGET = 1_000_000  # bytes that a page with a board may load for it
+FIGURES = {"logsumexp": "fig-lse-slider", "maxout": "fig-maxout-lines"}  # board and chapter have one name
+
+each_board = pytest.mark.parametrize("name", FIGURES)
+Opened = Callable[..., Page]
+
+
+def chapter(name: str) -> Path:
+    return SITE / "chapters" / f"{name}.html"
+
+
+@pytest.fixture(scope="module")
+def visits(contexts: dict[str, BrowserContext]) -> Iterator[dict[tuple[str, str], Visit]]:
+    """The pages opened so far: a long chapter is loaded once, and not for each test."""
+    visits: dict[tuple[str, str], Visit] = {}
+    yield visits
+    for visit in visits.values():
+        visit.page.close()
+
+
+@pytest.fixture
+def opened(visits: dict[tuple[str, str], Visit], contexts: dict[str, BrowserContext], address: str) -> Iterator[Opened]:
+    """Opens a chapter at its figure; at the end of the test nothing may have gone wrong on the page."""
+
+    def open_it(name: str, context: str = "light") -> Page:
+        if (name, context) not in visits:
+            visits[name, context] = Visit(contexts[context], address, chapter(name))
+        page = visits[name, context].page
+        page.bring_to_front()  # Chromium lets a page behind another one wait
+        if context == "light":
+            page.set_viewport_size({"width": 1280, "height": 900})
+            if name == "maxout":
+                page.get_by_role("button", name="Start again").click()
+        page.locator(f"#{FIGURES[name]}").scroll_into_view_if_needed()
+        return page
+
+    yield open_it
+    assert [wrong for visit in visits.values() for wrong in visit.wrong] == []
+
+
+def numbers(page: Page) -> dict[str, str]:
+    return page.eval_on_selector_all(
+        "[data-number]", "all => Object.fromEntries(all.map(e => [e.dataset.number, e.textContent]))"
+    )
+
+
+def middle(place: Locator) -> tuple[float, float]:
+    box = place.bounding_box()
+    assert box is not None
+    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+
+def drag(page: Page, place: Locator, right: float, down: float) -> None:
+    x, y = middle(place)
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + right / 2, y + down / 2)
+    page.mouse.move(x + right, y + down)
+    page.mouse.up()
+
+
+# Of the board `logsumexp`
+
+
+def fixed(number: float, digits: int) -> str:
+    return f"{number:.{digits}f}".replace("-", "−")
+
+
+def small(number: float) -> str:
+    if number >= 0.001:
+        return fixed(number, 4)
+    digits, power = f"{number:.2e}".split("e")
+    return f"{digits} × 10−{-int(power)}"
+
+
+def wanted(page: Page) -> dict[str, str]:
+    """The numbers that belong to where the two sliders stand."""
+    t = float(f"{2 ** float(page.locator('input[name=t]').input_value()):.3g}")
+    x = float(page.locator("input[name=x]").input_value())
+    gap = math.log1p(math.exp(-t * abs(x))) / t
+    if t * abs(x) < 20:
+        assert math.isclose(gap, math.log(math.exp(t * x) + 1) / t - max(x, 0), abs_tol=1e-9)
+    return {"t": f"{t:#.3g}", "x": fixed(x, 2), "gap": small(gap), "bound": small(math.log(2) / t)}
+
+
+def test_the_sliders_of_logsumexp_move_with_keys_and_the_numbers_are_those_of_the_formula(opened: Opened) -> None:
+    page = opened("logsumexp")
+    seen = [numbers(page)]
+    assert seen == [wanted(page)]
+    for slider, keys in (
+        ("t", ["Home", *["ArrowRight"] * 3, "PageUp", "PageUp", "ArrowLeft", "End"]),
+        ("x", ["Home", "ArrowRight", "PageUp", "End", "PageDown"]),
+        ("t", ["PageDown", "Home"]),
+        ("x", ["PageDown", "ArrowDown"]),
+    ):
+        page.locator(f"input[name={slider}]").focus()
+        for key in keys:
+            page.keyboard.press(key)
+            assert numbers(page) == wanted(page)
+            assert numbers(page) != seen[-1], key
+            seen.append(numbers(page))
+    assert {"0.250", "32.0"} <= {there["t"] for there in seen}
+    assert {"−3.00", "3.00"} <= {there["x"] for there in seen}
+    assert any("× 10−" in there["gap"] for there in seen)
+
+
+def test_the_bound_falls_as_the_temperature_rises_and_is_the_gap_at_0(opened: Opened) -> None:
+    page = opened("logsumexp")
+    page.locator("input[name=x]").fill("0")
+    page.locator("input[name=t]").focus()
+    page.keyboard.press("Home")
+    bounds = []
+    while not bounds or numbers(page)["t"] != "32.0":
+        if bounds:
+            page.keyboard.press("PageUp")
+        there = numbers(page)
+        assert there == wanted(page)
+        assert there["x"] == "0.00"
+        assert there["gap"] == there["bound"] == fixed(math.log(2) / float(there["t"]), 4)
+        bounds.append(float(there["bound"]))
+    assert len(bounds) > 4
+    assert all(before > after for before, after in itertools.pairwise(bounds))
+
+
+def test_the_mouse_moves_temperature_and_place_and_the_gap_is_drawn_to_scale(opened: Opened) -> None:
+    page = opened("logsumexp")
+    before = numbers(page)
+    track = page.locator("input[name=t]").bounding_box()
+    assert track is not None
+    page.locator("input[name=t]").click(position={"x": track["width"] * 0.2, "y": track["height"] / 2})
+    assert numbers(page) == wanted(page)
+    assert float(numbers(page)["t"]) < float(before["t"])
+
+    plane = page.locator(".board svg").bounding_box()
+    assert plane is not None
+    unit = plane["width"] / 6.4
+    drag(page, page.locator(".board .handle"), right=-1.25 * unit, down=30)
+    assert float(numbers(page)["x"].replace("−", "-")) == pytest.approx(float(before["x"]) - 1.25, abs=0.051)
+    assert numbers(page) == wanted(page)
+    drawn = page.locator(".board svg path.red.thick").bounding_box()
+    assert drawn is not None
+    assert drawn["height"] == pytest.approx(
+        float(numbers(page)["gap"]) * plane["height"] / 4.7, abs=3.5
+    )  # and its width
+    drag(page, page.locator(".board .handle"), right=2000, down=0)
+    assert numbers(page)["x"] == "3.00"
+    assert numbers(page) == wanted(page)
+
+
+# Of the board `maxout`
+
+
+LEFT, TOP, RIGHT, BOTTOM = -3.4, 3.8, 3.4, -2.8
+ROUND = [f"line {n}, height" for n in (1, 2, 3)]
+SQUARE = [f"line {n}, slope" for n in (1, 2, 3)]
+
+
+def handle(page: Page, name: str) -> Locator:
+    return page.get_by_role("slider", name=name)
+
+
+class Board:
+    """What stands on the page at one moment: handles, texts, and the corners of the thick line."""
+
+    def __init__(self, page: Page) -> None:
+        found = page.evaluate(
+            """() => {
+              const box = e => (({x, y, width, height}) => ({x, y, width, height}))(e.getBoundingClientRect());
+              const words = e => ['now', 'min', 'max'].map(which => [which, e.getAttribute(`aria-value${which}`)]);
+              return {
+                box: box(document.querySelector('.board svg')),
+                handles: [...document.querySelectorAll('.board .handle')].map(
+                  e => [e.getAttribute('aria-label'), {box: box(e), says: Object.fromEntries(words(e))}]),
+                thick: document.querySelector('.board svg path.band').getAttribute('d'),
+              };
+            }"""
+        )
+        self.numbers = numbers(page)
+        self.handles = dict(found["handles"])
+        self.box = found["box"]
+        path = [float(number) for number in re.findall(r"-?\d[\d.]*(?:e-\d+)?", found["thick"])]
+        self.corners = [self.user(x, y) for x, y in zip(path[::2], path[1::2], strict=True)]
+
+    def user(self, x: float, y: float) -> tuple[float, float]:
+        """From pixels of the plane."""
+        return LEFT + x / self.box["width"] * (RIGHT - LEFT), TOP + y / self.box["height"] * (BOTTOM - TOP)
+
+    def place(self, name: str) -> tuple[Fraction, Fraction]:
+        """Where a handle is, in twentieths; a pixel beside them would be a mistake."""
+        box = self.handles[name]["box"]
+        there = self.user(box["x"] + box["width"] / 2 - self.box["x"], box["y"] + box["height"] / 2 - self.box["y"])
+        exact = [Fraction(round(number * 20), 20) for number in there]
+        assert [float(number) for number in exact] == pytest.approx(there, abs=0.015)
+        return exact[0], exact[1]
+
+    def says(self, name: str, which: str = "now") -> Fraction:
+        """What a handle tells a screen reader."""
+        return Fraction(self.handles[name]["says"][which])
+
+    def lines(self) -> list[tuple[Fraction, Fraction]]:
+        """Slope and bias of each line, from the places of its handles alone."""
+        found = []
+        for one, other in zip(ROUND, SQUARE, strict=True):
+            (x, y), (u, v) = self.place(one), self.place(other)
+            slope = (v - y) / (u - x)
+            found.append((slope, y - slope * x))
+        return found
+
+    def check(self) -> int:
+        """Formulas, count and the thick line agree with the places of the handles. Returns the count."""
+        for n, (slope, bias) in enumerate(self.lines(), 1):
+            sign = "−" if bias < 0 else "+"
+            assert self.numbers[f"line-{n}"] == f"{fixed(float(slope), 2)}x {sign} {fixed(abs(float(bias)), 2)}"
+            assert self.says(SQUARE[n - 1]) == slope
+            assert self.says(ROUND[n - 1]) == self.place(ROUND[n - 1])[1]
+        expected, count = corners(self.lines())
+        assert self.numbers["pieces"] == str(count)
+        assert self.corners == [pytest.approx(corner, abs=0.03) for corner in expected]
+        return count
+
+
+def corners(lines: list[tuple[Fraction, Fraction]]) -> tuple[list[tuple[float, float]], int]:
+    """The corners of the maximum on [-3, 3], and how many of the lines are above the others somewhere on it."""
+    crossings = {
+        (c - b) / (a - d)
+        for (a, b), (d, c) in itertools.combinations(lines, 2)
+        if a != d and -3 < (c - b) / (a - d) < 3
+    }
+    ends = sorted({Fraction(-3), Fraction(3), *crossings})
+    top = [max(a * x + b for a, b in lines) for x in ends]
+    showing = {max((a * x + b, a, b) for a, b in lines)[1:] for x in ((p + q) / 2 for p, q in itertools.pairwise(ends))}
+    return [(float(x), float(y)) for x, y in zip(ends, top, strict=True)], len(showing)
+
+
+def test_a_line_of_maxout_is_dragged_and_the_maximum_follows(opened: Opened) -> None:
+    page = opened("maxout")
+    start = Board(page)
+    assert start.check() == 3
+    drag(page, handle(page, "line 2, height"), right=-40, down=90)
+    sunk = Board(page)
+    assert sunk.check() == 2
+    assert sunk.lines()[1][0] == start.lines()[1][0], "a round handle keeps the slope"
+    assert sunk.lines()[1][1] < start.lines()[1][1]
+    assert sunk.lines()[::2] == start.lines()[::2]
+
+    drag(page, handle(page, "line 2, height"), right=0, down=-900)  # far outside: it stops at the edge
+    for n in (1, 3):
+        drag(page, handle(page, f"line {n}, height"), right=0, down=900)
+    assert Board(page).check() == 1
+
+    fixed_end = Board(page).place("line 3, height")
+    drag(page, handle(page, "line 3, slope"), right=25, down=-160)
+    turned = Board(page)
+    turned.check()
+    assert turned.place("line 3, height") == fixed_end, "a square handle turns the line about the round one"
+    assert turned.lines()[2][0] > start.lines()[2][0]
+    page.keyboard.press("ArrowDown")  # the handle that was dragged has the keys
+    assert Board(page).lines()[2][0] == turned.lines()[2][0] - Fraction(1, 10)
+
+
+def test_the_arrow_keys_move_every_handle_of_maxout_and_the_button_starts_again(opened: Opened) -> None:
+    page = opened("maxout")
+    start = before = Board(page)
+    counts = set()
+    for name in (*ROUND, *SQUARE):
+        handle(page, name).focus()
+        for key, up in (("ArrowUp", Fraction(1, 10)), ("ArrowDown", Fraction(-1, 10)), ("PageDown", Fraction(-1, 2))):
+            page.keyboard.press(key)
+            after = Board(page)
+            counts.add(after.check())
+            (x, y), before = before.place(name), after
+            assert after.place(name) == (x, y + up)
+    for key, end in (("Home", "min"), ("End", "max")):
+        page.keyboard.press(key)
+        counts.add(Board(page).check())
+        assert Board(page).says(SQUARE[2]) == Board(page).says(SQUARE[2], end)
+    assert len(counts) > 1
+    assert Board(page).lines() != start.lines()
+    page.get_by_role("button", name="Start again").press("Enter")
+    assert Board(page).lines() == start.lines()
+    assert Board(page).check() == 3
+
+
+def test_equal_lines_count_once(opened: Opened) -> None:
+    page = opened("maxout")
+    for name in (*SQUARE, *ROUND):  # all three become the constant 0
+        handle(page, name).focus()
+        value = Board(page).says(name)
+        lowers = (value > 0) != (name == "line 1, slope")  # its square handle is on the left
+        for _ in range(round(abs(value) * 10)):
+            page.keyboard.press("ArrowDown" if lowers else "ArrowUp")
+    assert Board(page).lines() == [(0, 0)] * 3
+    assert Board(page).check() == 1
+
+
+# Of both
+
+
+@pytest.mark.parametrize(
+    ("name", "stops"),
+    [
+        ("logsumexp", ["temperature t", "place x"]),
+        ("maxout", [*itertools.chain(*zip(ROUND, SQUARE, strict=True)), "Start again"]),
+    ],
+)
+def test_the_tab_key_reaches_all_that_moves_and_shows_where_it_is(name: str, stops: list[str], opened: Opened) -> None:
+    page = opened(name)
+    page.evaluate(  # just before the board, as a reader who comes from the text above
+        """() => { const stop = document.createElement('button');
+                   document.querySelector('.board').before(stop); stop.focus(); stop.onblur = () => stop.remove(); }"""
+    )
+    for stop in stops:
+        page.keyboard.press("Tab")
+        found = page.evaluate(
+            """() => { const e = document.activeElement, s = getComputedStyle(e);
+                 return [e.getAttribute('aria-label') ?? (e.labels?.[0] ?? e).textContent, s.outlineStyle, parseFloat(s.outlineWidth)]; }"""
+        )
+        assert found == [stop, "solid", 2]
+    page.keyboard.press("Tab")
+    assert not page.evaluate("document.activeElement.closest('.board')"), "a stop without a name"
+
+
+@each_board
+def test_without_scripts_the_static_figure_stands(name: str, opened: Opened) -> None:
+    page = opened(name, "no scripts")
+    assert page.locator(f"#{FIGURES[name]} img").is_visible()
+    assert page.locator(f"#{FIGURES[name]} .caption-text").is_visible()
+    assert page.locator(".board").count() == 0
+    assert page.locator(".interactive").count() == 1
+    assert not page.locator(".interactive").is_visible()
+
+
+@each_board
+def test_the_board_takes_the_place_of_the_picture_on_screens_but_not_on_paper(name: str, opened: Opened) -> None:
+    page = opened(name)
+    figure = page.locator(f"#{FIGURES[name]}")
+
+    def visible() -> dict[str, bool]:
+        parts = {
+            "board": ".board svg",
+            "its words": ".interactive p >> nth=0",
+            "picture": "> img",
+            "caption": ".caption-text",
+        }
+        return {part: figure.locator(selector).first.is_visible() for part, selector in parts.items()}
+
+    assert visible() == {"board": True, "its words": True, "picture": False, "caption": False}
+    assert figure.locator(".caption-number").is_visible()
+    page.emulate_media(media="print")
+    assert visible() == {"board": False, "its words": False, "picture": True, "caption": True}
+    page.emulate_media(media="screen")
+
+
+@each_board
+def test_a_board_follows_the_size_of_the_screen_and_fits_a_narrow_one(name: str, opened: Opened) -> None:
+    page = opened(name)
+    for width, least in ((390, 300), (700, 550), (390, 300)):
+        page.set_viewport_size({"width": width, "height": 844})
+        page.wait_for_function(
+            """([least, most]) => { const { width } = document.querySelector('.board svg').getBoundingClientRect();
+                                    return least < width && width < most; }""",
+            arg=[least, width],
+        )
+        assert page.evaluate(STICKING_OUT) == []
+    if name == "maxout":
+        assert Board(page).check() == 3
+
+
+# The contrast of every drawn line and letter to what is behind them; axe looks at text in HTML alone.
+CONTRASTS = """() => {
+  const luminance = colour => {
+    const [r, g, b] = colour.match(/[\\d.]+/g).map(Number).map(c => c / 255)
+      .map(c => c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  let paper = document.querySelector('.board svg');
+  while (getComputedStyle(paper).backgroundColor === 'rgba(0, 0, 0, 0)') paper = paper.parentElement;
+  const back = luminance(getComputedStyle(paper).backgroundColor);
+  return Object.fromEntries([...document.querySelectorAll('.board svg :is(text, .blue, .orange, .green, .red, .grey)')].map(e => {
+    const style = getComputedStyle(e), colour = e.matches('text, .dot') ? style.fill : style.stroke;
+    const [low, high] = [luminance(colour), back].sort((a, b) => a - b);
+    return [colour, (high + 0.05) / (low + 0.05)];
+  }));
+}"""
+
+
+@each_board
+def test_colours_follow_the_theme(name: str, opened: Opened) -> None:
+    page = opened(name)
+    light = page.evaluate(CONTRASTS)
+    page.evaluate("document.documentElement.dataset.theme = 'dark'")
+    dark = page.evaluate(CONTRASTS)
+    page.evaluate("document.documentElement.dataset.theme = 'light'")
+    assert len(light) == len(dark) >= 4
+    assert not set(light) & set(dark)
+    assert min(*light.values(), *dark.values()) >= 4.5
+    assert "rgb(27, 102, 168)" in light, "the blue of pwl_lib.plot"
+
+
+def loaded(page: Path) -> set[Path]:
+    """The files that a page asks for from the folder of the boards."""
+    tags = bookfiles.soup(page).find_all(["script", "link", "img", "iframe"])
+    files = {(page.parent / urlsplit(tag.get("src") or tag.get("href") or "").path).resolve() for tag in tags}
+    return {file for file in files if file.is_relative_to(SITE.resolve() / "interactive")}
+
+
+def test_only_pages_with_a_board_load_its_scripts_which_are_small_enough() -> None:
+    for page in bookfiles.site_pages():
+        boards = bookfiles.soup(page).select(".interactive[data-board]")
+        names = {str(board["data-board"]) for board in boards}
+        if not boards:
+            assert loaded(page) == set()
+            assert "jsxgraph" not in page.read_text().lower().replace(">jsxgraph<", ""), page.name
+            continue
+        files = loaded(page)
+        assert {file.stem for file in files} == {"jsxgraphcore", "jsxgraph", "boards", *names}
+        assert sum(file.stat().st_size for file in files) <= BUDGET
+        for script in bookfiles.soup(page).select("script[src*='interactive/']"):
+            assert script.has_attr("defer")
+    assert [page.stem for page in bookfiles.site_pages() if loaded(page)] == sorted(FIGURES)
+
+
+def test_nothing_below_static_is_of_the_boards() -> None:
+    # Jupyter Book loads every script below _static on every page.
+    assert not [path for path in (SITE / "_static").rglob("*") if re.search("jsxgraph|boards", path.name)]
+    assert (SITE / "interactive" / "jsxgraph" / "LICENSE.MIT").is_file()
+
+
+@contextmanager
+def built(source: str, folder: Path, builder: str) -> Iterator[tuple[str, str]]:
+    """A book of one page, and the warnings of its build."""
+    (folder / "_extra" / "interactive").mkdir(parents=True)
+    (folder / "_extra" / "interactive" / "known.js").touch()
+    (folder / "_extra" / "interactive" / "boards.js").touch()
+    (folder / "picture.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
+    (folder / "index.rst").write_text(
+        f"Title\n=====\n\n.. figure:: picture.svg\n   :name: fig-known\n\n   Words.\n\n{source}"
+    )
+    warnings = io.StringIO()
+    with docutils_namespace():
+        Sphinx(
+            *(folder, None, folder / "out", folder / "trees", builder),
+            confoverrides={"extensions": ["interactive"]},
+            status=None,
+            warning=warnings,
+            freshenv=True,
+        ).build()
+    yield (folder / "out" / f"index.{'html' if builder == 'html' else 'txt'}").read_text(), warnings.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("source", "warning"),
+    [
+        (".. interactive:: known\n   :static: fig-known\n\n   Move it.\n", ""),
+        (".. interactive:: other\n   :static: fig-known\n\n   Move it.\n", "no board is named 'other'"),
+        (".. interactive:: boards\n   :static: fig-known\n\n   Move it.\n", "no board is named 'boards'"),
+        (
+            ".. interactive:: known\n   :static: fig-other\n\n   Move it.\n",
+            "no figure of this page has the label 'fig-other'",
+        ),
+        (".. interactive:: known\n\n   Move it.\n", "needs :static:"),
+        (".. interactive:: known\n   :static: fig-known\n", "Content block expected"),
+    ],
+)
+def test_a_board_or_figure_that_does_not_exist_is_a_warning(source: str, warning: str, tmp_path: Path) -> None:
+    with built(source, tmp_path, "html") as (page, warnings):
+        assert (warning in warnings) if warning else not warnings
+        assert ('data-board="known" data-static="fig-known" hidden' in page) == (not warning)
+        assert ("interactive/known.js" in page) == (not warning)
+
+
+def test_where_no_script_can_run_the_text_is_a_note(tmp_path: Path) -> None:
+    with built(".. interactive:: known\n   :static: fig-known\n\n   Move it.\n", tmp_path, "text") as (page, warnings):
+        assert not warnings
+        assert "Note:" in page
+        assert "Move it." in page
