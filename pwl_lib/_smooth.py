@@ -106,7 +106,11 @@ def _widened(like: Gap, low: Tensor, high: Tensor, terms: int = 1, **words: Any)
     if not bool(low.any()) and not bool(high.any()) and like.is_zero:
         return replace(like, low=low, high=high, **words)
     stretch = 1 + (terms + 16) * _UNIT
-    return replace(like, low=low * stretch - _TINY, high=high * stretch + _TINY, **words)
+    low, high = low * stretch - _TINY, high * stretch + _TINY
+    # what overflows may become 0 * inf later: not a number is then no bound
+    return replace(
+        like, low=low.nan_to_num(-math.inf, neginf=-math.inf), high=high.nan_to_num(math.inf, math.inf), **words
+    )
 
 
 def _together(first: Gap, second: Gap) -> tuple[Gap, Gap]:
@@ -671,7 +675,7 @@ def _pixels(kernel_size: Any, spatial: int) -> int:
 
 
 def _cat(tensors: Sequence[Any], dim: int = 0) -> Gap:
-    parts = [part if isinstance(part, Gap) else None for part in tensors]
+    parts = [part if isinstance(part, Gap) else None for part in ([tensors] if isinstance(tensors, Gap) else tensors)]
     ranks = {part.rank for part in parts if part is not None and part.rank is not None}
     gaps = [part for part in parts if part is not None]
     hull = Gap(
@@ -715,10 +719,9 @@ def _flatten(gap: Gap, start_dim: int = 0, end_dim: int = -1) -> Gap:
     if not last or gap.order == "joined":
         return gap.hull()
     if start_dim == 1 and gap.dim == -1:
-        rank = 2
-        if gap.order != "exact" or gap.rank == 2:
-            return gap if gap.rank == 2 else gap.hull()
-        return replace(gap, order="tiled", rank=rank)
+        if gap.rank == 2:
+            return gap
+        return replace(gap, order="tiled", rank=2) if gap.order == "exact" else gap.hull()
     if start_dim == 1 and gap.rank is not None and gap.dim == 1 - gap.rank:
         return replace(gap, dim=-1, order="inner", rank=2)
     start = start_dim if start_dim < 0 else start_dim - gap.rank if gap.rank is not None else None
@@ -790,6 +793,7 @@ _AFFINE: dict[str, Callable[..., Any]] = {
     "pad": _padded,
     "getitem": _item,
 }  # fmt: skip
+
 # Rules that ask how many dimensions there are, or which of them is the batch.
 _RANKED = frozenset({"batch_norm", "prelu", "flatten", "view", "reshape", "mean", "cat", "concat", "concatenate"})
 _IN_PLACE = frozenset({"iadd", "isub", "imul", "itruediv"})
@@ -984,10 +988,10 @@ class _Walk:
     def visit_constant(
         self, node: fx.Node, base: str, in_place: bool, inputs: list[Any], args: Any, kwargs: Any
     ) -> Any:
-        if in_place:
+        if in_place and not all(isinstance(value, _Free) for value in inputs):
             raise _Unknown("in place to what does not depend on the input")
         if any(isinstance(value, _Free) for value in inputs):
-            if base not in _FROM_SHAPES:
+            if base not in _FROM_SHAPES and base not in _IN_PLACE:
                 raise _Unknown("to shapes")
             return FREE
         call = (lambda: getattr(args[0], base)(*args[1:], **kwargs)) if node.op == "call_method" else None
@@ -1079,7 +1083,7 @@ class Smoothed(NamedTuple):
 def smooth(model: nn.Module, temperature: float) -> Smoothed:
     r"""A copy of a piecewise linear network with every maximum replaced by LogSumExp, and a bound on what that changes.
 
-    .. math:: |f_t(x) - f(x)| \le eta \quad 	ext{for all } x
+    .. math:: |f_t(x) - f(x)| \le \beta \quad \text{for all } x
 
     which is :eq:`eq-smooth-bound`. The bound is derived layer by layer: for each channel an interval that contains the
     value in the smooth copy minus the value in the network. An affine map takes it to an interval by the signs of its
@@ -1089,7 +1093,7 @@ def smooth(model: nn.Module, temperature: float) -> Smoothed:
     of a sum of n terms is less than (n + 16) times :math:`2^{-50}` of it, by which each interval is stretched.
 
     What becomes smooth: ReLU is :math:`\operatorname{LSE}_t(0, x)`. Leaky ReLU and PReLU with
-    :math:`lpha \le 1` are :math:`\operatorname{LSE}_t(x, lpha x)`, with :math:`lpha > 1` the negative of that of the
+    :math:`\alpha \le 1` are :math:`\operatorname{LSE}_t(x, \alpha x)`, with :math:`\alpha > 1` the negative of that of the
     negatives, and the absolute value is :math:`\operatorname{LSE}_t(x, -x)`. Hardtanh, ReLU6 and clamps are made of two ReLUs.
     Max pooling (1-D and 2-D) is :func:`lse_pool2d`; maxout takes LogSumExp over its pieces, ``torch.maximum`` and
     ``torch.minimum`` over their two arguments.
@@ -1129,9 +1133,10 @@ def smooth(model: nn.Module, temperature: float) -> Smoothed:
     model = getattr(model, "_orig_mod", model)  # what torch.compile was given
     for path, module in model.named_modules():
         if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+            where = f"module '{path}'" if path else "the model"
             raise TypeError(
-                f"model must be what its modules compute, but module '{path}' ({type(module).__name__}) has forward hooks or "
-                "a forward of its own; remove them first"
+                f"model must compute what its classes say, but {where} ({type(module).__name__}) has forward hooks or a "
+                "forward of its own; remove them first"
             )
     root = copy.deepcopy(model)
     alone = _is_known(root)
@@ -1150,7 +1155,9 @@ def smooth(model: nn.Module, temperature: float) -> Smoothed:
         parent, _, name = path.rpartition(".")
         module.train(root.get_submodule(path).training)
         setattr(root.get_submodule(parent), name, module)
+    for node in graph.nodes:
+        node.type = None  # an annotation that is a string cannot be pickled
     net: nn.Module = fx.GraphModule(root, graph, type(model).__name__)
     if alone:
         net = net.get_submodule("0")
-    return Smoothed(net, math.inf if math.isnan(bound) else bound)
+    return Smoothed(net, bound)
