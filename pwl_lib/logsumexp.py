@@ -144,18 +144,30 @@ def _possible(mask: Tensor) -> bool:
 
 def _weights(x: Tensor, dims: tuple[int, ...], t: float) -> Tensor:
     """softmax(t x) over ``dims``, in differentiable operations: shared by the entries at infinity, 0 in rows of -infinity."""
+    if len(dims) > 1:
+        exponentials, total = _exponentials(x, dims, t)
+        return exponentials / total
     top = _largest(x, dims)
-    exponents = x if t == 1 and len(dims) == 1 else _scaled_difference(x, top, t)
-    infinite = top.isinf()
-    mend = _possible(infinite)
-    if mend:
-        exponents = torch.where(infinite, torch.where(x == top, 0.0, -math.inf).to(x.dtype), exponents)
-    if len(dims) == 1:
-        p = torch.softmax(exponents, dims[0])
-    else:
-        p = exponents.exp()
-        p = p / p.sum(dims, keepdim=True)
-    return p.masked_fill(top == -math.inf, 0) if mend else p
+    exponents = x if t == 1 else _scaled_difference(x, top, t)
+    if not _possible(top.isinf()):
+        return torch.softmax(exponents, dims[0])
+    return torch.softmax(_at_infinity(x, top, exponents), dims[0]).masked_fill(top == -math.inf, 0)
+
+
+def _exponentials(x: Tensor, dims: tuple[int, ...], t: float) -> tuple[Tensor, Tensor]:
+    """e^(t (x - max)) and its sum over ``dims``: the weights before they are divided."""
+    top = _largest(x, dims)
+    exponents = _scaled_difference(x, top, t)
+    if not _possible(top.isinf()):
+        exponentials = exponents.exp()
+        return exponentials, exponentials.sum(dims, keepdim=True)
+    exponentials = _at_infinity(x, top, exponents).exp()
+    return exponentials.masked_fill(top == -math.inf, 0), exponentials.sum(dims, keepdim=True)
+
+
+def _at_infinity(x: Tensor, top: Tensor, exponents: Tensor) -> Tensor:
+    """Where the maximum is infinite, the entries that attain it share the weight."""
+    return torch.where(top.isinf(), torch.where(x == top, 0.0, -math.inf).to(x.dtype), exponents)
 
 
 # --- the function ---------------------------------------------------------------------------------
@@ -205,6 +217,15 @@ def _mean(x: Tensor, top: Tensor, exponents: Tensor, how: _Sum) -> Tensor:
     return torch.where(near, (x / count).sum(how.dims, keepdim=True), top + _divide(log_mean, how.t))
 
 
+def _weigh(g: Tensor, x: Tensor, how: _Sum) -> Tensor:
+    """``g`` times the weights. On a CPU torch's softmax is the fastest way to them for long rows, and the slowest for short ones."""
+    wide = _wide(x, how.t)
+    if len(how.dims) == 1 and x.dim() and x.shape[how.dims[0]] >= 64:
+        return g * _weights(wide, how.dims, how.t)
+    exponentials, total = _exponentials(wide, how.dims, how.t)
+    return exponentials * (g / total)
+
+
 class _LogSumExp(LayerFunction):
     @staticmethod
     def forward(x: Tensor, how: _Sum) -> Tensor:
@@ -219,16 +240,14 @@ class _LogSumExp(LayerFunction):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
         (x,), how = ctx.saved_tensors, ctx.how
-        p = _weights(_wide(x, how.t), how.dims, how.t)
-        return (p * how.spread(upstream, x)).to(x.dtype), None
+        return _weigh(how.spread(upstream, x), x, how).to(x.dtype), None
 
 
 class _LogSumExpForward(_LogSumExp):
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, _: Any) -> Tensor:
         (x,), how = ctx.saved_tensors, ctx.how
-        p = _weights(_wide(x, how.t), how.dims, how.t)
-        return how.reduced((p * tangent).sum(how.dims, keepdim=True)).to(x.dtype)
+        return how.reduced(_weigh(tangent, x, how).sum(how.dims, keepdim=True)).to(x.dtype)
 
 
 def logsumexp(input: Tensor, dim: int | Sequence[int], keepdim: bool = False, temperature: float = 1.0) -> Tensor:
