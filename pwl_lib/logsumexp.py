@@ -701,9 +701,8 @@ def _check_vector(input: Tensor) -> None:
 
 def _dimensions(dim: int | Sequence[int], input: Tensor) -> tuple[int, ...]:
     """The dimensions from 0 on, in the order given."""
-    dims = (dim,) if isinstance(dim, int) and not isinstance(dim, bool) else dim
-    whole = isinstance(dims, Sequence) and not isinstance(dims, str)
-    if not whole or not all(isinstance(d, int) and not isinstance(d, bool) for d in dims):
+    dims = dim if isinstance(dim, Sequence) and not isinstance(dim, str) else (dim,)
+    if not all(isinstance(d, int) and not isinstance(d, bool) for d in dims):
         raise TypeError(f"dim must be an int or several, got {dim!r}")
     count = max(input.dim(), 1)
     if not all(-count <= d < count for d in dims):

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 from answers import assert_all_tried, assert_hidden, assert_named, assert_safe_from_writing
-from torch import Tensor
+from torch import Tensor, nn
 
 from pwl_lib import check
-from pwl_lib.logsumexp import logsumexp, softmax
+from pwl_lib.logsumexp import logsumexp, smooth, softmax
 
 exercises = check.logsumexp
 
@@ -91,6 +91,43 @@ def quadratic_by_search(x: Tensor, mu: float) -> Tensor:
     return (x.mean(1, keepdim=True) + s * d - mu * (0.25 + s**2)).amax(1)
 
 
+def bound(weights: list[Tensor], t: float) -> float:
+    low = up = weights[0].new_zeros(len(weights[0]))
+    for W in weights[1:]:
+        up = torch.nn.functional.softplus(up, beta=t, threshold=1e3)
+        plus, minus = W.clamp(min=0), W.clamp(max=0)
+        low, up = plus @ low + minus @ up, plus @ up + minus @ low
+    return max(-low.min().item(), up.max().item())
+
+
+def bound_by_library(weights: list[Tensor], t: float) -> float:
+    layers: list[nn.Module] = []
+    for W in weights:
+        layers += [nn.Linear(W.shape[1], W.shape[0]).double(), nn.ReLU()]
+        layers[-2].weight = nn.Parameter(W.clone())
+    return smooth(nn.Sequential(*layers[:-1]), t).bound
+
+
+def bound_with(
+    weights: list[Tensor],
+    t: float,
+    matrix: Callable[..., Any] | None = None,
+    relu: Callable[[Tensor], Tensor] | None = None,
+    end: Callable[[Tensor, Tensor], Tensor] = lambda low, up: torch.maximum(-low, up),
+) -> float:
+    """The same with a part exchanged."""
+    low = up = weights[0].new_zeros(len(weights[0]))
+    for W in weights[1:]:
+        up = relu(up) if relu else logsumexp(torch.stack([0 * up, up]), 0, temperature=t)
+        plus, minus = W.clamp(min=0), W.clamp(max=0)
+        low, up = matrix(W, low, up) if matrix else (plus @ low + minus @ up, plus @ up + minus @ low)
+    return end(low, up).max().item()
+
+
+def identity(size: int) -> Tensor:
+    return torch.eye(size, dtype=torch.float64)
+
+
 RIGHT: list[tuple[str, Callable[..., Any]]] = [
     ("stable", shifted),
     ("stable", shifted_by_logaddexp),
@@ -102,6 +139,9 @@ RIGHT: list[tuple[str, Callable[..., Any]]] = [
     ("masked_vjp", lambda x, t, g: softmax(x, 1, temperature=t) * g[:, None]),
     ("point_of", lambda q, t: q.log() / t),
     ("point_of", lambda q, t: (q / q[0]).log() / t + 1000),
+    ("network_bound", bound),
+    ("network_bound", bound_by_library),
+    ("network_bound", bound_with),
     ("one_pass", running),
     ("one_pass", pairwise),
     ("quadratic_maximum", quadratic),
@@ -174,6 +214,12 @@ MISTAKES: list[tuple[str, Callable[..., Any], str]] = [
     ("point_of", lambda q, t: t * q.log(), "wrong side|not yet"),
     ("point_of", lambda q, t: q.log(), "the temperature is missing"),
     ("point_of", lambda q, t: q, "weights of q"),
+    ("network_bound", lambda w, t: bound(w, 1.0), "the temperature is missing"),
+    ("network_bound", lambda w, t: bound_with(w, t, lambda W, a, b: (W @ a, W @ b)), "takes the other end|not yet"),
+    ("network_bound", lambda w, t: bound_with(w, t, end=lambda low, up: up), "gaps below 0 count|not yet"),
+    ("network_bound", lambda w, t: bound_with(w, t, relu=lambda u: u + math.log(2) / t), "adds less than"),
+    ("network_bound", lambda w, t: bound([identity(w[0].shape[1]), *w], t), "before the first matrix"),
+    ("network_bound", lambda w, t: bound([*w, identity(len(w[-1]))], t), "after the last matrix|not yet"),
     ("one_pass", lambda numbers, t: running(numbers, t, rescale=False), "belongs to the old shift"),
     ("one_pass", drained(lambda x, t: torch.logsumexp(t * x, 0)), "division by the temperature is missing"),
     ("one_pass", lambda numbers, t: max(numbers, default=-math.inf), "the maximum alone"),

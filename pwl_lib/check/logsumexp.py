@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import random
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from torch import Tensor
 from pwl_lib.check._exercise import Case, exercise, harmful, random_tensor
 from pwl_lib.logsumexp import logsumexp, softmax
 
-__all__ = ["least_temperature", "masked_vjp", "one_pass", "point_of", "quadratic_maximum", "stable"]
+__all__ = ["least_temperature", "masked_vjp", "network_bound", "one_pass", "point_of", "quadratic_maximum", "stable"]
 
 _random = random.SystemRandom()
 
@@ -144,6 +145,50 @@ def _weights_at(size: int, t: float, value: Any) -> Tensor:
     if x.shape != (size,):
         raise ValueError(f"x must have shape {(size,)}, got {tuple(x.shape)}")
     return softmax(x, 0, temperature=t)
+
+
+@exercise(
+    hint="Carry two vectors from layer to layer, the least and the largest gap of each entry. What does a matrix do to them? And a ReLU?",
+    more="An entry of a matrix that is negative takes the other end of the interval. A ReLU puts the largest gap through its smooth "
+    "twin, and leaves the least one as it is.",
+)
+def network_bound() -> Iterator[Case]:
+    """The certified bound of a smoothed ReLU network, from its matrices."""
+    for sizes, where in (
+        ((3, 4, 2), "with one layer of ReLUs"),
+        ((2, 3, 3, 1), "with two layers of ReLUs"),
+        ((2, 4, 3, 4, 2), "with three layers of ReLUs"),
+    ):
+        weights = [random_tensor(m, n) for n, m in itertools.pairwise(sizes)]
+        t = _temperature()
+        wanted = _bound(weights, t)
+        wrong = {
+            "the temperature is missing": _bound(weights, 1.0),
+            "an entry that is negative takes the other end of the interval": _bound(weights, t, signs=False),
+            "gaps below 0 count too: the sign of an output's gap may be either": _bound(weights, t, below=False),
+            "a ReLU adds less than ln 2 / t to a gap that is positive": _bound(weights, t, add=True),
+            "there is no ReLU before the first matrix": _bound([torch.eye(sizes[0]).double(), *weights], t),
+            "there is no ReLU after the last matrix": _bound([*weights, torch.eye(sizes[-1]).double()], t),
+        }
+        yield Case((weights, t), wanted, mistakes=harmful(wrong, wanted), where=where, tolerance=1e-9)
+    signs = [torch.tensor([[1.0]]), torch.tensor([[-2.0]])]
+    yield Case(([w.double() for w in signs], 1.0), 2 * math.log(2), where="where the gap of the output is negative")
+    flat = [torch.ones(2, 2).double()]
+    yield Case((flat, 1.0), 0.0, where="without a ReLU")
+
+
+def _bound(weights: list[Tensor], t: float, *, signs: bool = True, below: bool = True, add: bool = False) -> float:
+    low = up = weights[0].new_zeros(len(weights[0]))
+    for W in weights[1:]:
+        zero = torch.zeros_like(up)
+        up = up + math.log(2) / t if add else logsumexp(torch.stack([zero, up]), 0, temperature=t)
+        if signs:
+            plus, minus = W.clamp(min=0), W.clamp(max=0)
+            low, up = plus @ low + minus @ up, plus @ up + minus @ low
+        else:
+            low, up = W @ low, W @ up
+    ends = [up.max().item(), *([-low.min().item()] if below else [])]
+    return max(ends)
 
 
 class _Stream:
