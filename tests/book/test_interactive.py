@@ -6,7 +6,7 @@ import io
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import bookfiles
 import pytest
 from browsing import STICKING_OUT, Visit
-from playwright.sync_api import BrowserContext, Locator, Page
+from playwright.sync_api import Browser, BrowserContext, Locator, Page
 from sphinx.application import Sphinx
 from sphinx.util.docutils import docutils_namespace
 
@@ -81,6 +81,58 @@ def drag(page: Page, place: Locator, right: float, down: float) -> None:
     page.mouse.up()
 
 
+VIEWS = {
+    "logsumexp": (-3.2, 4.1, 3.2, -0.6),
+    "maxout": (-3.4, 3.8, 3.4, -2.8),
+}  # left, top, right and bottom of the plane
+
+
+class Board:
+    """What stands on the page at one moment: its texts, and what is drawn, in the coordinates of the plane."""
+
+    def __init__(self, name: str, page: Page) -> None:
+        self.view = VIEWS[name]
+        self.numbers = numbers(page)
+        found = page.evaluate(
+            """() => {
+              const box = e => (({x, y, width, height}) => ({x, y, width, height}))(e.getBoundingClientRect());
+              const says = e => Object.fromEntries(['now', 'min', 'max'].map(w => [w, e.getAttribute(`aria-value${w}`)]));
+              const all = (selector, what) => [...document.querySelectorAll(`.board svg ${selector}`)].map(what);
+              return {
+                plane: box(document.querySelector('.board svg')),
+                handles: all('.handle', e => [e.getAttribute('aria-label'), {box: box(e), says: says(e)}]),
+                curves: all('path:is(.blue, .orange, .green, .red, .grey, .ink):not(.handle, .dot)',
+                            e => [e.getAttribute('class').trim(), e.getAttribute('d')]),
+              };
+            }"""
+        )
+        self.plane, self.handles = found["plane"], dict(found["handles"])
+        self.curves: dict[str, list[tuple[float, float]]] = {}
+        for colour, path in found["curves"]:
+            ends = [float(number) for number in re.findall(r"-?\d[\d.]*(?:e-\d+)?", path)]
+            self.curves[colour] = [self.user(x, y) for x, y in zip(ends[::2], ends[1::2], strict=True)]
+
+    def user(self, x: float, y: float) -> tuple[float, float]:
+        """From pixels of the plane."""
+        left, top, right, bottom = self.view
+        return left + x / self.plane["width"] * (right - left), top + y / self.plane["height"] * (bottom - top)
+
+    def place(self, name: str | None) -> tuple[Fraction, Fraction]:
+        """Where a handle is, in twentieths; a pixel beside them would be a mistake."""
+        box = self.handles[name]["box"]
+        there = self.user(box["x"] + box["width"] / 2 - self.plane["x"], box["y"] + box["height"] / 2 - self.plane["y"])
+        exact = [Fraction(round(number * 20), 20) for number in there]
+        assert [float(number) for number in exact] == pytest.approx(there, abs=0.015)
+        return exact[0], exact[1]
+
+    def says(self, name: str, which: str = "now") -> Fraction:
+        """What a handle tells a screen reader."""
+        return Fraction(self.handles[name]["says"][which])
+
+    def assert_drawn(self, colour: str, points: Iterable[tuple[float, float]]) -> None:
+        assert self.curves[colour] == [pytest.approx(point, abs=0.03) for point in points], colour
+
+
 # Of the board `logsumexp`
 
 
@@ -95,14 +147,32 @@ def small(number: float) -> str:
     return f"{digits} × 10−{-int(power)}"
 
 
+def gap(t: float, x: float) -> float:
+    return math.log1p(math.exp(-t * abs(x))) / t
+
+
 def wanted(page: Page) -> dict[str, str]:
     """The numbers that belong to where the two sliders stand."""
     t = float(f"{2 ** float(page.locator('input[name=t]').input_value()):.3g}")
     x = float(page.locator("input[name=x]").input_value())
-    gap = math.log1p(math.exp(-t * abs(x))) / t
     if t * abs(x) < 20:
-        assert math.isclose(gap, math.log(math.exp(t * x) + 1) / t - max(x, 0), abs_tol=1e-9)
-    return {"t": f"{t:#.3g}", "x": fixed(x, 2), "gap": small(gap), "bound": small(math.log(2) / t)}
+        assert math.isclose(gap(t, x), math.log(math.exp(t * x) + 1) / t - max(x, 0), abs_tol=1e-9)
+    return {"t": f"{t:#.3g}", "x": fixed(x, 2), "gap": small(gap(t, x)), "bound": small(math.log(2) / t)}
+
+
+def assert_drawn_to_scale(page: Page) -> None:
+    """The four curves and the point on the axis are where the numbers say."""
+    board = Board("logsumexp", page)
+    t, x = (float(board.numbers[name].replace("−", "-")) for name in "tx")
+    top = max(x, 0)
+    board.assert_drawn("orange", [(-3, 0), (0, 0), (3, 3)])
+    board.assert_drawn("grey dashed", [(u, max(u, 0) + math.log(2) / t) for u in (-3, 0, 3)])
+    board.assert_drawn("red thick", [(x, top), (x, top + gap(t, x))])
+    us = [u for u, _ in board.curves["blue thick"]]
+    assert (min(us), max(us)) == pytest.approx((-3, 3), abs=0.01)
+    assert max(v - u for u, v in itertools.pairwise(us)) < 0.05
+    board.assert_drawn("blue thick", [(u, max(u, 0) + gap(t, u)) for u in us])
+    assert board.place(None) == (pytest.approx(x), 0)
 
 
 def test_the_sliders_of_logsumexp_move_with_keys_and_the_numbers_are_those_of_the_formula(opened: Opened) -> None:
@@ -159,20 +229,19 @@ def test_the_mouse_moves_temperature_and_place_and_the_gap_is_drawn_to_scale(ope
     drag(page, page.locator(".board .handle"), right=-1.25 * unit, down=30)
     assert float(numbers(page)["x"].replace("−", "-")) == pytest.approx(float(before["x"]) - 1.25, abs=0.051)
     assert numbers(page) == wanted(page)
-    drawn = page.locator(".board svg path.red.thick").bounding_box()
-    assert drawn is not None
-    assert drawn["height"] == pytest.approx(
-        float(numbers(page)["gap"]) * plane["height"] / 4.7, abs=3.5
-    )  # and its width
+    assert_drawn_to_scale(page)
     drag(page, page.locator(".board .handle"), right=2000, down=0)
     assert numbers(page)["x"] == "3.00"
     assert numbers(page) == wanted(page)
+    for exponent, x in (("-2", "-0.4"), ("5", "0")):
+        page.locator("input[name=t]").fill(exponent)
+        page.locator("input[name=x]").fill(x)
+        assert_drawn_to_scale(page)
 
 
 # Of the board `maxout`
 
 
-LEFT, TOP, RIGHT, BOTTOM = -3.4, 3.8, 3.4, -2.8
 ROUND = [f"line {n}, height" for n in (1, 2, 3)]
 SQUARE = [f"line {n}, slope" for n in (1, 2, 3)]
 
@@ -181,64 +250,18 @@ def handle(page: Page, name: str) -> Locator:
     return page.get_by_role("slider", name=name)
 
 
-class Board:
-    """What stands on the page at one moment: handles, texts, and the corners of the thick line."""
+def unit(page: Page) -> Board:
+    return Board("maxout", page)
 
-    def __init__(self, page: Page) -> None:
-        found = page.evaluate(
-            """() => {
-              const box = e => (({x, y, width, height}) => ({x, y, width, height}))(e.getBoundingClientRect());
-              const words = e => ['now', 'min', 'max'].map(which => [which, e.getAttribute(`aria-value${which}`)]);
-              return {
-                box: box(document.querySelector('.board svg')),
-                handles: [...document.querySelectorAll('.board .handle')].map(
-                  e => [e.getAttribute('aria-label'), {box: box(e), says: Object.fromEntries(words(e))}]),
-                thick: document.querySelector('.board svg path.band').getAttribute('d'),
-              };
-            }"""
-        )
-        self.numbers = numbers(page)
-        self.handles = dict(found["handles"])
-        self.box = found["box"]
-        path = [float(number) for number in re.findall(r"-?\d[\d.]*(?:e-\d+)?", found["thick"])]
-        self.corners = [self.user(x, y) for x, y in zip(path[::2], path[1::2], strict=True)]
 
-    def user(self, x: float, y: float) -> tuple[float, float]:
-        """From pixels of the plane."""
-        return LEFT + x / self.box["width"] * (RIGHT - LEFT), TOP + y / self.box["height"] * (BOTTOM - TOP)
-
-    def place(self, name: str) -> tuple[Fraction, Fraction]:
-        """Where a handle is, in twentieths; a pixel beside them would be a mistake."""
-        box = self.handles[name]["box"]
-        there = self.user(box["x"] + box["width"] / 2 - self.box["x"], box["y"] + box["height"] / 2 - self.box["y"])
-        exact = [Fraction(round(number * 20), 20) for number in there]
-        assert [float(number) for number in exact] == pytest.approx(there, abs=0.015)
-        return exact[0], exact[1]
-
-    def says(self, name: str, which: str = "now") -> Fraction:
-        """What a handle tells a screen reader."""
-        return Fraction(self.handles[name]["says"][which])
-
-    def lines(self) -> list[tuple[Fraction, Fraction]]:
-        """Slope and bias of each line, from the places of its handles alone."""
-        found = []
-        for one, other in zip(ROUND, SQUARE, strict=True):
-            (x, y), (u, v) = self.place(one), self.place(other)
-            slope = (v - y) / (u - x)
-            found.append((slope, y - slope * x))
-        return found
-
-    def check(self) -> int:
-        """Formulas, count and the thick line agree with the places of the handles. Returns the count."""
-        for n, (slope, bias) in enumerate(self.lines(), 1):
-            sign = "−" if bias < 0 else "+"
-            assert self.numbers[f"line-{n}"] == f"{fixed(float(slope), 2)}x {sign} {fixed(abs(float(bias)), 2)}"
-            assert self.says(SQUARE[n - 1]) == slope
-            assert self.says(ROUND[n - 1]) == self.place(ROUND[n - 1])[1]
-        expected, count = corners(self.lines())
-        assert self.numbers["pieces"] == str(count)
-        assert self.corners == [pytest.approx(corner, abs=0.03) for corner in expected]
-        return count
+def lines(board: Board) -> list[tuple[Fraction, Fraction]]:
+    """Slope and bias of each line, from the places of its handles alone."""
+    found = []
+    for one, other in zip(ROUND, SQUARE, strict=True):
+        (x, y), (u, v) = board.place(one), board.place(other)
+        slope = (v - y) / (u - x)
+        found.append((slope, y - slope * x))
+    return found
 
 
 def corners(lines: list[tuple[Fraction, Fraction]]) -> tuple[list[tuple[float, float]], int]:
@@ -254,65 +277,112 @@ def corners(lines: list[tuple[Fraction, Fraction]]) -> tuple[list[tuple[float, f
     return [(float(x), float(y)) for x, y in zip(ends, top, strict=True)], len(showing)
 
 
+def check(board: Board) -> int:
+    """Formulas, count and what is drawn agree with the places of the handles. Returns the count."""
+    for n, (colour, (slope, bias)) in enumerate(zip(("blue", "orange", "green"), lines(board), strict=True)):
+        sign = "−" if bias < 0 else "+"
+        assert board.numbers[f"line-{n + 1}"] == f"{fixed(float(slope), 2)}x {sign} {fixed(abs(float(bias)), 2)}"
+        assert board.says(SQUARE[n]) == slope
+        assert board.says(ROUND[n]) == board.place(ROUND[n])[1]
+        board.assert_drawn(colour, [(x, float(slope * x + bias)) for x in (-3, 3)])
+    points, count = corners(lines(board))
+    assert board.numbers["pieces"] == str(count)
+    board.assert_drawn("ink band", points)
+    return count
+
+
 def test_a_line_of_maxout_is_dragged_and_the_maximum_follows(opened: Opened) -> None:
     page = opened("maxout")
-    start = Board(page)
-    assert start.check() == 3
+    start = unit(page)
+    assert check(start) == 3
+    page.mouse.move(*middle(page.locator(".board svg")))
+    page.evaluate("scrollBy(0, 60)")  # just before: the drag starts from where the board is now
     drag(page, handle(page, "line 2, height"), right=-40, down=90)
-    sunk = Board(page)
-    assert sunk.check() == 2
-    assert sunk.lines()[1][0] == start.lines()[1][0], "a round handle keeps the slope"
-    assert sunk.lines()[1][1] < start.lines()[1][1]
-    assert sunk.lines()[::2] == start.lines()[::2]
+    sunk = unit(page)
+    assert check(sunk) == 2
+    assert lines(sunk)[1][0] == lines(start)[1][0], "a round handle keeps the slope"
+    assert lines(sunk)[1][1] < lines(start)[1][1]
+    assert lines(sunk)[::2] == lines(start)[::2]
 
     drag(page, handle(page, "line 2, height"), right=0, down=-900)  # far outside: it stops at the edge
     for n in (1, 3):
         drag(page, handle(page, f"line {n}, height"), right=0, down=900)
-    assert Board(page).check() == 1
+    assert check(unit(page)) == 1
 
-    fixed_end = Board(page).place("line 3, height")
+    fixed_end = unit(page).place("line 3, height")
     drag(page, handle(page, "line 3, slope"), right=25, down=-160)
-    turned = Board(page)
-    turned.check()
+    turned = unit(page)
+    check(turned)
     assert turned.place("line 3, height") == fixed_end, "a square handle turns the line about the round one"
-    assert turned.lines()[2][0] > start.lines()[2][0]
+    assert lines(turned)[2][0] > lines(start)[2][0]
     page.keyboard.press("ArrowDown")  # the handle that was dragged has the keys
-    assert Board(page).lines()[2][0] == turned.lines()[2][0] - Fraction(1, 10)
+    assert lines(unit(page))[2][0] == lines(turned)[2][0] - Fraction(1, 10)
 
 
 def test_the_arrow_keys_move_every_handle_of_maxout_and_the_button_starts_again(opened: Opened) -> None:
     page = opened("maxout")
-    start = before = Board(page)
+    start = before = unit(page)
     counts = set()
     for name in (*ROUND, *SQUARE):
         handle(page, name).focus()
         for key, up in (("ArrowUp", Fraction(1, 10)), ("ArrowDown", Fraction(-1, 10)), ("PageDown", Fraction(-1, 2))):
             page.keyboard.press(key)
-            after = Board(page)
-            counts.add(after.check())
+            after = unit(page)
+            counts.add(check(after))
             (x, y), before = before.place(name), after
             assert after.place(name) == (x, y + up)
     for key, end in (("Home", "min"), ("End", "max")):
         page.keyboard.press(key)
-        counts.add(Board(page).check())
-        assert Board(page).says(SQUARE[2]) == Board(page).says(SQUARE[2], end)
+        counts.add(check(unit(page)))
+        assert unit(page).says(SQUARE[2]) == unit(page).says(SQUARE[2], end)
     assert len(counts) > 1
-    assert Board(page).lines() != start.lines()
+    assert lines(unit(page)) != lines(start)
     page.get_by_role("button", name="Start again").press("Enter")
-    assert Board(page).lines() == start.lines()
-    assert Board(page).check() == 3
+    assert lines(unit(page)) == lines(start)
+    assert check(unit(page)) == 3
 
 
 def test_equal_lines_count_once(opened: Opened) -> None:
     page = opened("maxout")
     for name in (*SQUARE, *ROUND):  # all three become the constant 0
         handle(page, name).focus()
-        value = Board(page).says(name)
+        value = unit(page).says(name)
         lowers = (value > 0) != (name == "line 1, slope")  # its square handle is on the left
         for _ in range(round(abs(value) * 10)):
             page.keyboard.press("ArrowDown" if lowers else "ArrowUp")
-    assert Board(page).lines() == [(0, 0)] * 3
-    assert Board(page).check() == 1
+    assert lines(unit(page)) == [(0, 0)] * 3
+    assert check(unit(page)) == 1
+
+
+def test_a_finger_moves_a_handle_and_scrolls_the_page_beside_it(browser: Browser, address: str) -> None:
+    context = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    visit = Visit(context, address, chapter("maxout"))
+    page, fingers = visit.page, context.new_cdp_session(visit.page)
+
+    def swipe(x: float, y: float, down: float) -> float:
+        """How far the page has scrolled by it."""
+        before = page.evaluate("scrollY")
+        fingers.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [{"x": x, "y": y}]})
+        for step in range(1, 9):
+            touch = {"x": x, "y": y + down * step / 8}
+            fingers.send("Input.dispatchTouchEvent", {"type": "touchMove", "touchPoints": [touch]})
+            page.wait_for_timeout(16)
+        fingers.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+        page.wait_for_timeout(100)
+        return page.evaluate("scrollY") - before
+
+    try:
+        page.locator(".board").scroll_into_view_if_needed()
+        start = unit(page)
+        assert swipe(*middle(handle(page, "line 2, height")), down=60) == 0
+        moved = unit(page)
+        assert lines(moved)[1][1] < lines(start)[1][1]
+        assert check(moved) == 2
+        assert swipe(moved.plane["x"] + moved.plane["width"] * 0.4, moved.plane["y"] + 20, down=-80) > 40
+        assert lines(unit(page)) == lines(moved)
+        assert visit.wrong == []
+    finally:
+        context.close()
 
 
 # Of both
@@ -385,7 +455,7 @@ def test_a_board_follows_the_size_of_the_screen_and_fits_a_narrow_one(name: str,
         )
         assert page.evaluate(STICKING_OUT) == []
     if name == "maxout":
-        assert Board(page).check() == 3
+        assert check(unit(page)) == 3
 
 
 # The contrast of every drawn line and letter to what is behind them; axe looks at text in HTML alone.
