@@ -90,36 +90,36 @@ def _coordinate(x: Tensor, dim: int) -> Tensor:
     return torch.arange(x.shape[dim], device=x.device, dtype=x.dtype).reshape(shape)
 
 
-def _expected(p: Tensor, over: _Over, *, keepdim: bool = False) -> list[Tensor]:
-    """The mean coordinate along each dimension under the weights ``p``."""
-    return [(p * _coordinate(p, dim)).sum(over.dims, keepdim=keepdim) for dim in over.dims]
+def _coordinates(p: Tensor, over: _Over) -> Tensor:
+    """The sum of ``p`` times the coordinate, for each dimension: the expected coordinates, if ``p`` are weights."""
+    sums = [(p * _coordinate(p, dim)).sum(over.dims) for dim in over.dims]
+    return torch.stack(sums, -1) if over.joint else sums[0]
 
 
-def _soft_argmax(x: Tensor, over: _Over) -> Tensor:
-    means = _expected(_soft(x, over), over)
-    return (torch.stack(means, -1) if over.joint else means[0]).to(x.dtype)
+def _times_jacobian(x: Tensor, g: Tensor, over: _Over) -> Tensor:
+    """t (diag(p) - p p') g in the dtype of the computation. The matrix is symmetric: one product serves both modes."""
+    p = _soft(x, over)
+    if len(over.dims) == 1:
+        product = torch.ops.aten._softmax_backward_data.default(g.to(p.dtype), p, over.dims[0], p.dtype)
+    else:
+        weighted = p * g
+        product = weighted - p * weighted.sum(over.dims, keepdim=True)
+    return product if over.t == 1 else over.t * product
 
 
 def _soft_argmax_vjp(x: Tensor, upstream: Tensor, over: _Over) -> Tensor:
-    """t * p * sum of g_d * (i_d - s_d) over the coordinates d."""
-    p = _soft(x, over)
+    """The Jacobian of the weights, times the sum of coordinate and upstream entry over the dimensions."""
+    shape = [1 if dim in over.dims else size for dim, size in enumerate(x.shape)]
     parts = upstream.unbind(-1) if over.joint else [upstream]
-    pull = torch.zeros((), dtype=p.dtype, device=p.device)
-    for dim, mean, g in zip(over.dims, _expected(p, over, keepdim=True), parts, strict=True):
-        pull = pull + (_coordinate(p, dim) - mean) * g.reshape(mean.shape)
-    return (p * pull * over.t).to(x.dtype)
-
-
-def _softmax_vjp(x: Tensor, g: Tensor, over: _Over) -> Tensor:
-    """t * (diag(p) - p p') g. The matrix is symmetric: for forward mode it is the same."""
-    p = _soft(x, over)
-    return (p * (g - (p * g).sum(over.dims, keepdim=True)) * over.t).to(x.dtype)
+    like = _wide(x, over.t)
+    pull = [_coordinate(like, dim) * g.reshape(shape) for dim, g in zip(over.dims, parts, strict=True)]
+    return _times_jacobian(x, sum(pull[1:], pull[0]), over).to(x.dtype)
 
 
 class _SoftArgmax(LayerFunction):
     @staticmethod
     def forward(x: Tensor, over: _Over) -> Tensor:
-        return _soft_argmax(x, over)
+        return _coordinates(_soft(x, over), over).to(x.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, _Over], output: Tensor) -> None:
@@ -137,13 +137,7 @@ class _SoftArgmaxForward(_SoftArgmax):
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
         (x,), over = ctx.saved_tensors, ctx.over
-        p = _soft(x, over)
-        weighted = p * tangent * over.t
-        slopes = [
-            (weighted * (_coordinate(p, dim) - mean)).sum(over.dims)
-            for dim, mean in zip(over.dims, _expected(p, over, keepdim=True), strict=True)
-        ]
-        return (torch.stack(slopes, -1) if over.joint else slopes[0]).to(x.dtype)
+        return _coordinates(_times_jacobian(x, tangent, over), over).to(x.dtype)
 
 
 def soft_argmax(input: Tensor, dim: Dims = -1, temperature: float = 1.0) -> Tensor:
@@ -193,7 +187,7 @@ def soft_argmax(input: Tensor, dim: Dims = -1, temperature: float = 1.0) -> Tens
     over = _checked(input, dim, temperature)
     input = _as_float32_under_autocast(input)
     if not derivative_wanted(input):
-        return _soft_argmax(input, over)
+        return _coordinates(_soft(input, over), over).to(input.dtype)
     return pick(_SoftArgmax, _SoftArgmaxForward).apply(input, over)
 
 
@@ -217,14 +211,14 @@ class _StraightThroughArgmax(LayerFunction):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
-        return _softmax_vjp(x, upstream, ctx.over), None
+        return _times_jacobian(x, upstream, ctx.over).to(x.dtype), None
 
 
 class _StraightThroughArgmaxForward(_StraightThroughArgmax):
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
         (x,) = ctx.saved_tensors
-        return _softmax_vjp(x, tangent, ctx.over)
+        return _times_jacobian(x, tangent, ctx.over).to(x.dtype)
 
 
 def straight_through_argmax(input: Tensor, dim: int = -1, temperature: float = 1.0) -> Tensor:
