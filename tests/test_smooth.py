@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import pickle
 from collections.abc import Callable
@@ -140,7 +141,7 @@ class OldStyle(nn.Module):
 
 def _mlp(*sizes: int, act: Callable[[], nn.Module] = nn.ReLU) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for n, m in zip(sizes, sizes[1:], strict=False):
+    for n, m in itertools.pairwise(sizes):
         layers += [nn.Linear(n, m), act()]
     return nn.Sequential(*layers[:-1])
 
@@ -197,7 +198,7 @@ def test_no_input_that_a_search_finds_violates_the_bound(name: str) -> None:
 
 @pytest.mark.theorem("thm-smooth-bound")
 @given(seed=st.integers(0, 2**31), t=st.floats(0.05, 500), depth=st.integers(1, 3), width=st.integers(1, 5))
-@settings(max_examples=40)
+@settings(max_examples=25)
 def test_no_input_at_planted_kinks_violates_the_bound(seed: int, t: float, depth: int, width: int) -> None:
     torch.manual_seed(seed)
     act = [nn.ReLU, nn.LeakyReLU, pnn.Absolute, lambda: nn.Hardtanh(-0.1, 0.1), lambda: nn.PReLU(init=3.0)][seed % 5]
@@ -230,10 +231,10 @@ SWITCHES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[..., Tensor], Cal
 }
 
 
-@pytest.mark.theorem("thm-smooth-bound")
+@pytest.mark.theorem("prop-smooth-switch")
 @pytest.mark.parametrize("name", SWITCHES)
 @given(t=st.floats(0.1, 50), low=st.floats(0, 5), high=st.floats(0, 5))
-@settings(max_examples=25)
+@settings(max_examples=10)
 def test_the_interval_of_a_switch_of_one_input_is_exact(name: str, t: float, low: float, high: float) -> None:
     f, f_t, rule = SWITCHES[name]
     low = -low
@@ -322,6 +323,7 @@ def test_a_search_comes_near_the_bound_of_a_deep_narrow_network() -> None:
     assert _gap(model, net, torch.zeros(1, 1, dtype=DOUBLE)) >= 0.99 * bound
 
 
+@pytest.mark.theorem("thm-smooth-bound")
 @pytest.mark.parametrize("name", ["relu", "leaky", "absolute", "maxout", "residual", "falling", "images in a row"])
 def test_the_bound_of_maxima_is_proportional_to_one_over_t(name: str) -> None:
     model, _ = _build(name, 5)
