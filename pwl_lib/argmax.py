@@ -297,7 +297,7 @@ class SoftArgmax(nn.Module):
     def __init__(self, dim: Dims = -1, temperature: float = 1.0) -> None:
         super().__init__()
         _temperature(temperature)
-        self.dim = dim if isinstance(dim, int) else tuple(dim)
+        self.dim = tuple(dim) if isinstance(dim, list) else dim
         self.temperature = temperature
 
     def forward(self, input: Tensor) -> Tensor:

@@ -622,6 +622,9 @@ def test_the_modules_are_the_functions() -> None:
         assert torch.equal(module(x), PF.soft_argmax(x, dims, 2.5))
         assert repr(module) == f"SoftArgmax(dim={dims}, temperature=2.5)"
         assert not module.state_dict()
+    assert repr(pnn.SoftArgmax([2, 0])) == "SoftArgmax(dim=(2, 0), temperature=1.0)"
+    with raises(TypeError, "dim must be an int or several, got None"):
+        pnn.SoftArgmax(None)(x)
     leaf = x.clone().requires_grad_()
     module = pnn.StraightThroughArgmax(1, temperature=0.3)
     (ours,) = torch.autograd.grad(module(leaf), leaf, x)
