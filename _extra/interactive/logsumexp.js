@@ -21,8 +21,8 @@ boards.add("logsumexp", (frame) => {
   });
   const xs = Array.from({ length: 241 }, (_, n) => LEFT + ((RIGHT - LEFT) * n) / 240);
   line(board, () => [[LEFT, 0, RIGHT], [0, 0, RIGHT].map((y) => y + Math.LN2 / t)], "grey", "dashed");
-  line(board, () => [[LEFT, 0, RIGHT], [0, 0, RIGHT]], "orange");
   line(board, () => [xs, xs.map((x) => max(x) + gap(t, x))], "blue", "thick");
+  line(board, () => [[LEFT, 0, RIGHT], [0, 0, RIGHT]], "orange");
   line(board, () => [[x, x], [0, max(x)]], "grey", "thin");
   line(board, () => [[x, x], [max(x), max(x) + gap(t, x)]], "red", "thick");
   // The slider below moves x by keyboard, so the point itself is no stop of the Tab key.
