@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import itertools
 import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
@@ -837,15 +838,19 @@ _MODULES: dict[str, tuple[str, str, str]] = {
 
 @_seen_as_one_call
 def expect_shape(input: Tensor, rank: int | None, sizes: Sequence[int] = ()) -> Tensor:
-    """The input, once it is seen to have the batch as its first dimension, which the bound takes for granted."""
-    rows = input.numel() // sizes[1] if sizes and sizes[0] == -1 else sizes[0] if sizes else input.shape[0]
-    if (rank is not None and input.dim() != rank) or rows != input.shape[0]:
-        wanted = (
-            f"{rank} dimensions, the first of them the batch" if rank else f"a batch of {rows} as its first dimension"
-        )
+    """The input, once it is seen to have the batch as its first dimension, and to keep it there, as the bound takes for granted."""
+    if rank is not None and input.dim() != rank:
         raise ValueError(
-            f"the bound of this network holds where this tensor has {wanted}; got shape {tuple(input.shape)}"
+            f"the bound of this network is for a tensor of {rank} dimensions here, the first of them the batch, got shape "
+            f"{tuple(input.shape)}"
         )
+    if sizes:
+        rows = input.numel() // sizes[1] if sizes[0] == -1 else sizes[0]
+        if rows != input.shape[0]:
+            raise ValueError(
+                f"the bound of this network is for one row for each of the {input.shape[0]} samples here, got {rows} rows of a "
+                f"tensor of shape {tuple(input.shape)}"
+            )
     return input
 
 
@@ -884,6 +889,28 @@ class _Tracer(fx.Tracer):
 def _is_known(module: nn.Module) -> bool:
     kind = type(module)
     return kind.__module__.startswith(("torch.nn.modules.", "pwl_lib.")) and kind.__name__ in _MODULES
+
+
+def _trace(root: nn.Module) -> fx.Graph:
+    """The graph of a module. Constants that its code makes become attributes of the module."""
+    again = copy.deepcopy(root)
+    try:
+        with torch.no_grad():
+            graph = _Tracer().trace(root)
+            second = _Tracer().trace(again)
+    except Exception as error:
+        raise TypeError(f"model must be a module that torch.fx can trace: {error}") from error
+    for node, twin in itertools.zip_longest(graph.nodes, second.nodes):
+        alike = node is not None and twin is not None and (node.op, node.target) == (twin.op, twin.target)
+        if alike and node.op == "get_attr":
+            alike = torch.equal(
+                *(operator.attrgetter(str(each.target))(of) for each, of in ((node, root), (twin, again)))
+            )
+        if not alike:
+            raise TypeError(
+                "model must be a function of its input, but its code does something else when it runs again"
+            )
+    return graph
 
 
 class _Walk:
@@ -1142,12 +1169,7 @@ def smooth(model: nn.Module, temperature: float) -> Smoothed:
     alone = _is_known(root)
     if alone:
         root = nn.Sequential(root)
-    tracer = _Tracer()
-    try:
-        with torch.no_grad():
-            graph = tracer.trace(root)
-    except Exception as error:
-        raise TypeError(f"model must be a module that torch.fx can trace: {error}") from error
+    graph = _trace(root)
     walk = _Walk(root, graph, temperature)
     with torch.no_grad():
         bound = walk.run()

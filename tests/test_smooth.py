@@ -446,7 +446,9 @@ def test_batch_norm_after_a_linear_layer_asks_for_a_batch_of_vectors() -> None:
     net, _ = smooth(model, 1.0)
     assert net(torch.zeros(4, 2)).shape == (4, 1)
     model(torch.zeros(4, 3, 2))  # the channels are now dimension 1, and the bound is another
-    with pytest.raises(ValueError, match=r"has 2 dimensions, the first of them the batch; got shape \(4, 3, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"a tensor of 2 dimensions here, the first of them the batch, got shape \(4, 3, 3\)"
+    ):
         net(torch.zeros(4, 3, 2))
 
 
@@ -454,8 +456,19 @@ def test_an_image_without_a_batch_is_refused_where_it_would_be_flattened_wrongly
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4, 1))
     net, _ = smooth(model, 1.0)
     model(torch.zeros(1, 4, 4))
-    with pytest.raises(ValueError, match=r"has 4 dimensions, the first of them the batch; got shape \(2, 2, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"a tensor of 4 dimensions here, the first of them the batch, got shape \(2, 2, 2\)"
+    ):
         net(torch.zeros(1, 4, 4))
+
+
+def test_rows_that_are_no_samples_are_refused() -> None:
+    model = Function(lambda x, w: torch.relu(F.conv1d(x, w[:, None, :1])).view(-1, 3) @ torch.eye(3))
+    net, _ = smooth(model, 1.0)
+    with pytest.raises(
+        ValueError, match=r"one row for each of the 2 samples here, got 4 rows of a tensor of shape \(2, 2, 3\)"
+    ):
+        net(torch.ones(2, 1, 3))
 
 
 # --- a wrong rule is seen -------------------------------------------------------------------------
@@ -614,6 +627,13 @@ def _adds_in_place_to_what_has_two_names(x: Tensor, w: Tensor) -> Tensor:
     return h + other
 
 
+_runs = itertools.count()
+
+
+def _alternates(x: Tensor, w: Tensor) -> Tensor:
+    return x if next(_runs) % 2 else -x
+
+
 def _overwrites_a_view(x: Tensor, w: Tensor) -> Tensor:
     h = x @ w
     h.view(-1, 2).relu_()
@@ -640,6 +660,8 @@ def _overwrites_a_view(x: Tensor, w: Tensor) -> Tensor:
         (lambda x, w: F.dropout(x), "applies dropout in training mode"),
         (lambda x, w: x + F.dropout(w), "applies dropout which is random"),
         (lambda x, w: x + torch.rand_like(x), "applies rand_like"),
+        (lambda x, w: x + torch.rand(2), "does something else when it runs again"),
+        (_alternates, "does something else when it runs again"),
         (lambda x, w: x + torch.rand((x.size(0), 2)), "applies rand to shapes"),
         (lambda x, w: F.max_pool2d(x, 2, return_indices=True)[0], "applies max_pool2d_with_indices|applies boolean"),
         (_reads_what_was_overwritten, "applies relu in place to a tensor that is used elsewhere too"),
