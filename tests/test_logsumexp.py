@@ -609,6 +609,26 @@ def test_gradients_at_infinity_are_the_same_in_every_mode() -> None:
     assert torch.equal(H[2], torch.tensor([[0.5, -0.5], [-0.5, 0.5]]))
 
 
+@pytest.mark.parametrize("n", [3, 63, 64, 200])
+def test_the_gradient_of_short_rows_and_of_long_ones(n: int) -> None:
+    x = randn(5, n)
+    x[1] = -INF
+    x[2, :2] = INF
+    x[3, ::2] = -INF
+    x.requires_grad_()
+    for t in (0.5, 1.0, 4.0):
+        gradient = torch.autograd.grad(logsumexp(x, 1, temperature=t).sum(), x, create_graph=True)[0]
+        wanted = torch.softmax(t * x.detach(), 1)
+        wanted[1], wanted[2] = 0, torch.where(x[2] == INF, 0.5, 0.0)
+        assert torch.allclose(gradient, wanted, rtol=1e-13)
+        v = randn(5, n, seed=1)
+        second = torch.autograd.grad(gradient, x, v)[0]
+        p = wanted[[0, 3, 4]]
+        v = v[[0, 3, 4]]
+        assert torch.allclose(second[[0, 3, 4]], t * p * (v - (p * v).sum(1, keepdim=True)), atol=1e-14)
+        assert second.isfinite().all()
+
+
 def test_nothing_to_sum() -> None:
     for shape, dim in (((2, 0), 1), ((0, 3), 1), ((0,), 0), ((2, 0, 3), (1, 2))):
         x = torch.zeros(shape, requires_grad=True)
