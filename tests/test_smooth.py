@@ -363,11 +363,67 @@ def test_the_bound_of_a_known_network_by_hand() -> None:
         assert math.isclose(smooth(model, t).bound, max(upper, 3 * c), rel_tol=1e-12)
 
 
+@pytest.mark.theorem("thm-smooth-bound")
+@pytest.mark.parametrize(
+    ("function", "wanted"),
+    [
+        (lambda r, x: torch.relu(-r), 2),
+        (lambda r, x: torch.relu(x - 2 * r), 4),
+        (lambda r, x: torch.relu(2 * r - x), 5),
+        (lambda r, x: torch.relu(r - r), 3),
+        (lambda r, x: torch.relu(1 - r), 2),
+        (lambda r, x: torch.relu(r / -0.5), 4),
+        (lambda r, x: torch.relu(r + r + x), 5),
+        (lambda r, x: torch.maximum(r, r), 4),
+        (lambda r, x: torch.maximum(-3 * r, r), 8),
+        (lambda r, x: torch.maximum(x, -3 * r), 8),
+        (lambda r, x: torch.minimum(r, r), 2),
+        (lambda r, x: torch.minimum(-2 * r, x), 5),
+        (lambda r, x: r.clamp(max=1), 2),
+        (lambda r, x: (-r).clamp(max=1), 3),
+        (lambda r, x: torch.abs(-3 * r), 8 + 1 / 8),
+        (lambda r, x: F.leaky_relu(r, 2.0), 4),
+        (lambda r, x: F.leaky_relu(-r, 2.0), 4 + 2),
+        (lambda r, x: F.leaky_relu(r, 0.5), 2 + math.sqrt(2)),
+        (lambda r, x: F.avg_pool1d(r, 2), 2),
+        (lambda r, x: F.max_pool1d(F.pad(r, (1, 1)), 3), 6),
+    ],
+)
+def test_the_bound_of_two_steps_by_hand(function: Callable[[Tensor, Tensor], Tensor], wanted: float) -> None:
+    """After r = relu(x) the gap is in [0, ln 2] at t = 1, and e to the power of the next bound is a whole number, or nearly."""
+
+    class Two(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return function(torch.relu(x), x)
+
+    model = Two()
+    net, bound = smooth(model, 1.0)
+    assert math.isclose(math.exp(bound), wanted, rel_tol=1e-12)
+    assert _gap(model, net, torch.linspace(-30, 30, 121, dtype=DOUBLE).reshape(11, 1, 11)) <= bound
+
+
+def test_batch_norm_by_hand() -> None:
+    for norm, x in (
+        (nn.BatchNorm2d(2, eps=0.0), torch.zeros(1, 2, 2, 2)),
+        (nn.BatchNorm1d(2, eps=0.0), torch.zeros(1, 2)),
+    ):
+        with torch.no_grad():
+            norm.weight.copy_(torch.tensor([-3.0, 1.0]))
+            norm.running_var.copy_(torch.tensor([4.0, 0.25]))
+        first = nn.Conv2d(2, 2, 1) if x.dim() == 4 else nn.Linear(2, 2)
+        with torch.no_grad():
+            first.bias.zero_()
+        model = nn.Sequential(first, nn.ReLU(), norm, nn.ReLU()).eval()
+        net, bound = smooth(model, 1.0)
+        assert math.isclose(math.exp(bound), 1 + 4, rel_tol=1e-12)  # channels [-1.5 ln 2, 0] and [0, 2 ln 2]
+        assert math.isclose(_gap(model, net, x), bound, rel_tol=1e-6)
+
+
 def test_padding_and_channels_of_a_convolution_by_hand() -> None:
     model = nn.Sequential(nn.ReLU(), nn.Conv2d(2, 2, (1, 2), padding=(0, 1), bias=False))
     with torch.no_grad():
-        model[1].weight.copy_(torch.tensor([[[[1.0, -2.0]], [[3.0, 0.0]]], [[[1.0, 1.0]], [[-0.5, -0.5]]]]))
-    assert math.isclose(smooth(model, 1.0).bound, 4 * math.log(2), rel_tol=1e-12)
+        model[1].weight.copy_(torch.tensor([[[[1.0, 2.0]], [[3.0, -1.0]]], [[[1.0, 1.0]], [[-2.0, -5.0]]]]))
+    assert math.isclose(smooth(model, 1.0).bound, 7 * math.log(2), rel_tol=1e-12)
 
 
 def test_flattened_channels_meet_their_own_weights() -> None:
