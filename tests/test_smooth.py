@@ -402,6 +402,18 @@ def test_the_bound_of_two_steps_by_hand(function: Callable[[Tensor, Tensor], Ten
     assert _gap(model, net, torch.linspace(-30, 30, 121, dtype=DOUBLE).reshape(11, 1, 11)) <= bound
 
 
+def test_each_maxout_unit_takes_the_gaps_of_its_own_pieces() -> None:
+    """Rows 1 and 2 are unit 1, rows 3 and 4 unit 2: gaps 2c and 0 make ln(4 + 1), gaps c and c make ln(2 + 2)."""
+    for unit, x in ((Maxout(1, 2, 2), torch.zeros(1, 1)), (Maxout2d(1, 2, 1, 2), torch.zeros(1, 1, 1, 1))):
+        with torch.no_grad():
+            unit.weight.copy_(torch.tensor([2.0, 0.0, 1.0, 1.0]).reshape(unit.weight.shape))
+            unit.bias.zero_()
+        model = nn.Sequential(nn.ReLU(), unit)
+        net, bound = smooth(model, 1.0)
+        assert math.isclose(math.exp(bound), 5, rel_tol=1e-12)
+        assert math.isclose(_gap(model, net, x), bound, rel_tol=1e-6)
+
+
 def test_batch_norm_by_hand() -> None:
     for norm, x in (
         (nn.BatchNorm2d(2, eps=0.0), torch.zeros(1, 2, 2, 2)),
