@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pwl_lib._tail import TailCertificate, certify, tail_certificate, tail_derivatives
+from pwl_lib._tail import TailCertificate, certify, log_probability_derivatives, tail_certificate, tail_derivatives
 from pwl_lib._validation import check_bool, check_count, check_floating, check_one_of
 
 __all__ = [
@@ -50,6 +50,7 @@ __all__ = [
 Layer: TypeAlias = nn.Module | str
 Classes: TypeAlias = Tensor | int | Sequence[Any]
 HigherDerivatives = Literal["auto", "exact", "piecewise_linear"]
+SmoothScore = Literal["exponential", "softmax"]
 
 
 # --- the formulas ---------------------------------------------------------------------------------
@@ -531,6 +532,8 @@ def _vjp(scores: Tensor, outputs: list[Tensor], upstream: Tensor, create_graph: 
             if isinstance(error, torch.OutOfMemoryError):
                 raise
     singles = [grad(given, False) for given in upstream]  # also where an operation cannot be batched
+    if len(singles) == 1:
+        return [None if found is None else found[None] for found in singles[0]]
     return [None if part[0] is None else torch.stack(part) for part in zip(*singles, strict=True)]
 
 
@@ -550,6 +553,8 @@ def _result(
 @contextmanager
 def _prepared(model: nn.Module, *, freeze: bool) -> Iterator[None]:
     """In here the model is in eval mode and runs uncompiled; with ``freeze`` its parameters ask for no gradients."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     training: list[nn.Module] = []
     learned: list[Tensor] = []
     for module in model.modules():
@@ -625,7 +630,8 @@ def _share_memory(x: Tensor, y: Tensor) -> bool:
 # Nodes of torch's graph, without "Backward" and the number behind it. Each is affine in one input, if it has but one that
 # depends on the feature map ...
 _AFFINE_IN_ONE = frozenset(
-    "Mul Mm Bmm Addmm Baddbmm Addmv Mv Dot Linear MkldnnLinear Convolution MkldnnConvolution CudnnConvolution Div Lerp".split()
+    "Mul Mm Bmm Addmm Baddbmm Addmv Mv Dot Linear MkldnnLinear Convolution MkldnnConvolution CudnnConvolution Div Lerp "
+    "PreluKernel".split()
 )
 # ... affine in all its inputs, or a switch.
 _AFFINE_OR_SWITCH = frozenset(
@@ -633,7 +639,7 @@ _AFFINE_OR_SWITCH = frozenset(
     "Transpose T Expand Slice Select Split SplitWithSizes Unbind Narrow Alias Repeat Flip Index IndexSelect Gather Diagonal "
     "ConstantPadNd ReflectionPad2D ReplicationPad2D AvgPool2D AdaptiveAvgPool2D MkldnnAdaptiveAvgPool2D UpsampleNearest2D "
     "UpsampleBilinear2D PixelShuffle PixelUnshuffle Relu LeakyRelu Hardtanh Threshold Abs Maximum Minimum Amax Amin ClampMin "
-    "ClampMax MaxPool2DWithIndices AdaptiveMaxPool2D Hardsigmoid Softshrink".split()
+    "Max Min Where MaskedFill ClampMax MaxPool2DWithIndices AdaptiveMaxPool2D Hardsigmoid Softshrink".split()
 )
 
 
@@ -666,7 +672,7 @@ def _known_piecewise_linear(scores: Tensor, entry: Any) -> bool:
     """Whether every operation of the tail is known to be piecewise linear; False says nothing."""
     for node, inputs in _tail_nodes(scores, entry).items():
         operation = _operation(node)
-        if operation == "NativeBatchNorm" and not node._saved_training and len(inputs) == 1:
+        if operation in ("NativeBatchNorm", "CudnnBatchNorm") and not node._saved_training and len(inputs) == 1:
             continue
         if operation in _AFFINE_IN_ONE and len(inputs) == 1 and (operation != "Div" or _is_first(node, inputs[0])):
             continue
@@ -828,6 +834,9 @@ class GradCAMPlusPlus(_WithPooledHead):
             computes them, by nested forward mode, for each entry of the feature map: slow; ``"auto"`` looks whether the tail is
             piecewise linear, at its operations and, where one is not known, by :func:`tail_certificate`. If it is not, it
             warns and takes the exact ones.
+        smooth_score: the function :math:`Y` of the scores which the paper differentiates: ``"exponential"`` is :math:`Y_c = e^{S_c}`;
+            ``"softmax"`` is :math:`Y = \operatorname{softmax}(S)`, the paper's equations 21 to 24, :eq:`eq-gradcam-softmax`, which need
+            the gradients of all :math:`n` scores.
 
     At the pole:
         a denominator :math:`2 + g \sum A_k` is less than 2 where a channel has a negative sum, and 0 at the pole. It warns,
@@ -852,8 +861,11 @@ class GradCAMPlusPlus(_WithPooledHead):
         target_layer: Layer | Sequence[Layer],
         *,
         higher_derivatives: HigherDerivatives = "auto",
+        smooth_score: SmoothScore = "exponential",
     ) -> None:
         super().__init__(model, target_layer)
+        check_one_of("smooth_score", smooth_score, get_args(SmoothScore))
+        self.smooth_score = smooth_score
         check_one_of("higher_derivatives", higher_derivatives, get_args(HigherDerivatives))
         self.higher_derivatives = higher_derivatives
 
@@ -861,12 +873,12 @@ class GradCAMPlusPlus(_WithPooledHead):
         self, images: Tensor, scores: Tensor, classes: Tensor, cuts: list[_Cut], create_graph: bool
     ) -> list[ClassActivationMaps]:
         exact = [self._wants_exact(images, scores, cut) for cut in cuts]
-        if not any(exact):
+        if not any(exact) and self.smooth_score == "exponential":
             return super()._explain(images, scores, classes, cuts, create_graph)
         results = []
         for wanted, cut in zip(exact, cuts, strict=True):
-            if wanted:
-                part = self._exact(images, classes, cut, create_graph)
+            if wanted or self.smooth_score == "softmax":
+                part = self._from_derivatives(images, scores, classes, cut, wanted, create_graph)
                 results.append(_result([part], scores, classes, create_graph))
             else:
                 results += self._from_gradients(scores, classes, [cut], create_graph, self._combine)
@@ -887,10 +899,22 @@ class GradCAMPlusPlus(_WithPooledHead):
         )
         return True
 
-    def _exact(self, images: Tensor, classes: Tensor, cut: _Cut, create_graph: bool) -> tuple[Tensor, Tensor]:
+    def _from_derivatives(
+        self, images: Tensor, scores: Tensor, classes: Tensor, cut: _Cut, exact: bool, create_graph: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Of exp(S), or of the softmax, which is exp of its logarithm; ``exact``: where S is not piecewise linear."""
         A = cut.output if create_graph else cut.output.detach()
+        tail = self._tail(cut.layer, images)
         with torch.set_grad_enabled(create_graph):
-            first, second, third = tail_derivatives(self._tail(cut.layer, images), A, classes)
+            if not exact:
+                with _full_precision(scores):
+                    derivatives = log_probability_derivatives(
+                        _at_least_single(scores), cut.output, classes, create_graph=create_graph
+                    )
+            else:
+                score = (lambda A: tail(A).log_softmax(1)) if self.smooth_score == "softmax" else tail
+                derivatives = tail_derivatives(score, A, classes, model=self.model, create_graph=create_graph)
+            first, second, third = derivatives
             with _full_precision(A):
                 A = _at_least_single(A)[:, None]
                 alpha, denominator = _alpha_exact(A, first, second, third)
