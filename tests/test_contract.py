@@ -334,7 +334,7 @@ def _lse(dim: int, temperature: float) -> Layer:
         logsumexp,
         "logsumexp",
         partial(PF.logsumexp, dim=dim, temperature=temperature),
-        lambda x: torch.logsumexp(temperature * x, dim) / temperature,
+        partial(_shifted_lse, dim=dim, temperature=temperature),
         _rows(partial(logsumexp.logsumexp_jacobian, temperature=temperature), dim),
         lambda: (pnn.LogSumExp(dim, temperature=temperature), None),
         _input_itself,
@@ -361,8 +361,14 @@ def _square_windows(x: Tensor, size: int, stride: int, padding: int, outside: fl
     return F.pad(x, [padding] * 4, value=outside).unfold(-2, size, stride).unfold(-2, size, stride).flatten(-2)
 
 
+def _shifted_lse(rows: Tensor, dim: int, temperature: float) -> Tensor:
+    """LogSumExp whose gradient is accurate; that of torch's function is off where numbers are large beside 1 / t."""
+    top = rows.detach().amax(dim, keepdim=True)
+    return (top + (temperature * (rows - top)).exp().sum(dim, keepdim=True).log() / temperature).squeeze(dim)
+
+
 def _unfolded_lse(x: Tensor, temperature: float, **words: int) -> Tensor:
-    return torch.logsumexp(temperature * _square_windows(x, outside=-math.inf, **words), -1) / temperature
+    return _shifted_lse(_square_windows(x, outside=-math.inf, **words), -1, temperature)
 
 
 def _lse_pool_matrix(x: Tensor, temperature: float, **words: int) -> tuple[Tensor]:
@@ -394,6 +400,24 @@ def _lse_pool(name: str, temperature: float, size: int, stride: int, padding: in
 
 def _expected_index(x: Tensor, temperature: float) -> Tensor:
     return (torch.softmax(temperature * x, -1) * torch.arange(x.shape[-1]).to(x)).sum(-1)
+
+
+def _places(x: Tensor) -> Tensor:
+    """Row and column of each pixel, ``(H * W, 2)``."""
+    return torch.cartesian_prod(*(torch.arange(size, device=x.device) for size in x.shape[-2:])).to(x.dtype)
+
+
+def _expected_place(x: Tensor, temperature: float) -> Tensor:
+    return (torch.softmax(temperature * x.flatten(-2), -1)[..., None] * _places(x)).sum(-2)
+
+
+def _expected_place_matrix(x: Tensor, temperature: float) -> tuple[Tensor]:
+    """For each image two rows: t p (i - s), with the row and with the column of a pixel as i."""
+    check_floating("input", x)
+    places = _places(x).T
+    p = logsumexp.logsumexp_jacobian(x.flatten(-2), temperature)
+    means = (p * places).sum(-1, keepdim=True)
+    return (torch.block_diag(*(temperature * p * (places - means)).flatten(0, -3)),)
 
 
 LAYERS = [
@@ -476,6 +500,17 @@ LAYERS = [
         _rows(partial(argmax.soft_argmax_jacobian, temperature=2.0), -1),
         lambda: (pnn.SoftArgmax(temperature=2.0), None),
         _input_itself,
+    ),
+    _smooth(
+        "soft_argmax-joint",
+        argmax,
+        "soft_argmax",
+        partial(PF.soft_argmax, dim=(-2, -1), temperature=2.0),
+        partial(_expected_place, temperature=2.0),
+        partial(_expected_place_matrix, temperature=2.0),
+        lambda: (pnn.SoftArgmax((-2, -1), temperature=2.0), None),
+        _input_itself,
+        trailing=(3, 4, 5),
     ),
     _smooth(
         "straight_through_argmax",
