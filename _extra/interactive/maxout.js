@@ -71,9 +71,9 @@ boards.add("maxout", (frame) => {
       place: (l) => [l.at + l.side, l.height + l.side * l.slope],
     },
   ];
-  // An arrow up lifts the handle, and so lowers the slope where the square handle is on the left; the other keys are those of
-  // every slider.
-  const KEYS = { ArrowUp: 0.1, ArrowDown: -0.1, PageUp: 0.5, PageDown: -0.5 };
+  // An arrow up or to the right lifts the handle, and so lowers the slope where the square handle is on the left; the other keys
+  // are those of every slider.
+  const KEYS = { ArrowUp: 0.1, ArrowRight: 0.1, ArrowDown: -0.1, ArrowLeft: -0.1, PageUp: 0.5, PageDown: -0.5 };
   const handles = [];
   for (const [n, colour] of COLOURS.entries())
     for (const kind of HANDLES) {

@@ -243,6 +243,13 @@ def test_the_mouse_moves_temperature_and_place_and_the_gap_is_drawn_to_scale(ope
 # Of the board `maxout`
 
 
+KEYS = {  # how far each lifts a handle
+    "ArrowUp": Fraction(1, 10),
+    "ArrowLeft": Fraction(-1, 10),
+    "ArrowRight": Fraction(1, 10),
+    "ArrowDown": Fraction(-1, 10),
+    "PageDown": Fraction(-1, 2),
+}
 ROUND = [f"line {n}, height" for n in (1, 2, 3)]
 SQUARE = [f"line {n}, slope" for n in (1, 2, 3)]
 
@@ -326,7 +333,7 @@ def test_the_arrow_keys_move_every_handle_of_maxout_and_the_button_starts_again(
     counts = set()
     for name in (*ROUND, *SQUARE):
         handle(page, name).focus()
-        for key, up in (("ArrowUp", Fraction(1, 10)), ("ArrowDown", Fraction(-1, 10)), ("PageDown", Fraction(-1, 2))):
+        for key, up in KEYS.items():
             page.keyboard.press(key)
             after = unit(page)
             counts.add(check(after))
