@@ -654,11 +654,20 @@ def test_it_is_stable_at_every_scale() -> None:
     for dtype in (torch.float32, torch.float64):
         top = torch.finfo(dtype).max
         x = torch.tensor([-top, -1.0, 0.0, 1.0, top], dtype=dtype)
-        for t in (1e-6, 1.0, 1e6):
+        for t in (1e-6, 1.0, 1e6, 1e300):
             for module in (nn.ReLU(), nn.LeakyReLU(), nn.Hardtanh(), pnn.Absolute()):
                 net, bound = smooth(module, t)
                 assert bool(torch.isfinite(net(x)).all())
                 assert bool(((net(x) - module(x)).abs().double() <= bound * (1 + 1e-6) + 1e-6).all())
+
+
+def test_infinite_inputs_give_what_the_switch_gives_and_finite_gradients() -> None:
+    for module in (nn.ReLU(), nn.LeakyReLU(0.1), pnn.Absolute(), nn.PReLU(init=2.0), nn.Hardtanh(), nn.ReLU6()):
+        x = torch.tensor([-math.inf, math.inf], requires_grad=True)
+        y = smooth(module, 2.0).model(x)
+        assert torch.equal(y, module(x))
+        (gradient,) = torch.autograd.grad(y.sum(), x)
+        assert bool(torch.isfinite(gradient).all())
 
 
 def test_whatever_is_a_difference_of_maxouts_can_be_smoothed() -> None:
