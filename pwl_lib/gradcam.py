@@ -541,11 +541,11 @@ def _result(
     parts: Sequence[tuple[Tensor, Tensor | None]], scores: Tensor, classes: Tensor, create_graph: bool
 ) -> ClassActivationMaps:
     weights = [weight for _, weight in parts if weight is not None]
-    picked = _at_least_single(scores.gather(1, classes))
+    picked = _at_least_single((scores if create_graph else scores.detach()).gather(1, classes))
     return ClassActivationMaps(
         torch.cat([maps for maps, _ in parts], 1),
         torch.cat(weights, 1) if weights else None,
-        picked if create_graph else picked.detach(),
+        picked,
         classes,
     )
 
@@ -638,7 +638,7 @@ _AFFINE_OR_SWITCH = frozenset(
     "Add Sub Rsub Neg Cat Stack Sum Mean Cumsum Clone ToCopy View ReshapeAlias UnsafeView Squeeze Unsqueeze Permute "
     "Transpose T Expand Slice Select Split SplitWithSizes Unbind Narrow Alias Repeat Flip Index IndexSelect Gather Diagonal "
     "ConstantPadNd ReflectionPad2D ReplicationPad2D AvgPool2D AdaptiveAvgPool2D MkldnnAdaptiveAvgPool2D UpsampleNearest2D "
-    "UpsampleBilinear2D PixelShuffle PixelUnshuffle Relu LeakyRelu Hardtanh Threshold Abs Maximum Minimum Amax Amin ClampMin "
+    "UpsampleBilinear2D PixelShuffle PixelUnshuffle Relu LeakyRelu Hardtanh Threshold Abs Maximum Minimum Amax Amin Clamp ClampMin "
     "Max Min Where MaskedFill ClampMax MaxPool2DWithIndices AdaptiveMaxPool2D Hardsigmoid Softshrink".split()
 )
 
@@ -1324,7 +1324,7 @@ def _check_classes(classes: Any, batch: int) -> Tensor:
     if found.dim() == 2 and found.shape[0] != batch:
         raise ValueError(f"classes must have one row for each of the {batch} images, got {found.shape[0]} rows")
     found = found.detach().to(torch.int64).reshape(-1, found.shape[-1] if found.dim() else 1)
-    return found.expand(batch, -1).clone()
+    return found.expand(batch, -1)
 
 
 def _in_range(classes: Tensor, scores: Tensor) -> Tensor:
@@ -1333,4 +1333,4 @@ def _in_range(classes: Tensor, scores: Tensor) -> Tensor:
     if bool(wrong.any()):
         image, k = wrong.nonzero()[0].tolist()
         raise ValueError(f"classes must lie between 0 and {n - 1}, got {int(classes[image, k])} for image {image}")
-    return classes.to(scores.device)
+    return classes.clone().to(scores.device)  # here, and not where the caller may be in inference mode
