@@ -1053,8 +1053,8 @@ class _Walk:
         sources = [each for each in node.all_input_nodes if isinstance(self.values[each], Gap)]
         source = next((each for each in sources if self.values[each].rank is not None), sources[0])
         gap = self.values[source]
-        if all(self.values[each].is_zero for each in sources):
-            return
+        if base != "prelu" and all(self.values[each].is_zero for each in sources):
+            return  # nothing is claimed of a single entry; prelu makes gaps that differ from channel to channel
         sizes: Any = ()
         if base in ("batch_norm", "prelu"):
             channels = words["weight" if base == "prelu" else "running_var"]

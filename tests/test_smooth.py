@@ -530,6 +530,27 @@ def test_an_image_without_a_batch_is_refused_where_it_would_be_flattened_wrongly
         net(torch.zeros(1, 4, 4))
 
 
+def test_the_channels_of_prelu_are_the_second_dimension() -> None:
+    for first, x, wrong in (
+        (nn.Linear(2, 2), torch.zeros(1, 2), torch.zeros(1, 2, 2)),
+        (nn.Conv2d(2, 2, 1), torch.zeros(1, 2, 2, 2), torch.zeros(2, 2, 2)),
+    ):
+        nn.init.zeros_(first.bias)
+        act = nn.PReLU(2)
+        with torch.no_grad():
+            act.weight.copy_(torch.tensor([0.5, 2.0]))  # gaps [0, ln 2] and [-ln 2, 0]
+        last = nn.Linear(2, 1, bias=False) if x.dim() == 2 else nn.Conv2d(2, 1, 1, bias=False)
+        with torch.no_grad():
+            last.weight.copy_(torch.tensor([1.0, -1.0]).reshape(last.weight.shape))
+        model = nn.Sequential(first, act, last)
+        net, bound = smooth(model, 1.0)
+        assert math.isclose(bound, 2 * math.log(2), rel_tol=1e-12)
+        assert math.isclose(_gap(model, net, x), bound, rel_tol=1e-6)
+        model(wrong)  # torch takes rows for channels
+        with pytest.raises(ValueError, match="the first of them the batch"):
+            net(wrong)
+
+
 def test_rows_that_are_no_samples_are_refused() -> None:
     model = Function(lambda x, w: torch.relu(F.conv1d(x, w[:, None, :1])).view(-1, 3) @ torch.eye(3))
     net, _ = smooth(model, 1.0)
