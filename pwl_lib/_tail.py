@@ -9,20 +9,22 @@ gradients alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.func import jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
-from pwl_lib._trace import Offender, Trace, untouched
+from pwl_lib._trace import Offender, Trace, _tensors, untouched
 from pwl_lib._validation import check_count, check_floating
 from pwl_lib.piecewise_linear import PiecewiseLinearity
 
@@ -71,8 +73,7 @@ def tail_certificate(
     far from 0, a softmax that has saturated, tanh at 0, whose third derivative is not 0). A false certificate needs both.
 
     Args:
-        model: gives scores ``(B, n)``. It is asked about in the mode it is in: batch norm that is training, and dropout, are not
-            piecewise linear.
+        model: gives scores ``(B, n)``. It is asked about in evaluation mode, in which class activation maps are made.
         target_layer: the module that puts out the feature map :math:`A`, ``(B, C, h, w)``, or its dotted name.
         images: what the model takes, ``(B, ...)``, floating point.
         probes: how many random vectors, at least 1.
@@ -108,7 +109,7 @@ def tail_certificate(
     check_count("seed", seed, 0)
     model = getattr(model, "_orig_mod", model)  # what torch.compile was given
     layer = _find(model, target_layer)
-    with untouched(model, images):
+    with untouched(model, images), _evaluating(model):
         return certify(_tail(model, layer, images), _feature_map(model, layer, images), model, probes=probes, seed=seed)
 
 
@@ -124,8 +125,8 @@ def certify(
         return torch.randn(like.shape, generator=generator).to(like)
 
     residual = 0.0
-    with torch.enable_grad(), _as_elementary(model, forward=False):
-        scores = tail(A)
+    with torch.enable_grad():
+        scores = _watched(tail, model, forward=False)(A)
         _check_scores(scores, A)
         try:
             for _ in range(probes):
@@ -203,6 +204,19 @@ def _tail(model: nn.Module, layer: nn.Module, images: Tensor) -> Tail:
 
 
 @contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """In here the model is in evaluation mode."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
 def _hook(layer: nn.Module, call: Callable[..., Any]) -> Iterator[None]:
     handle = layer.register_forward_hook(call)
     try:
@@ -266,27 +280,26 @@ def tail_derivatives(
     if chunk is None:
         chunk = max(1, 2**22 // max(1, activations.numel()))
     zero, one = activations.new_zeros(()), activations.new_ones(())
+    watched = _watched(tail, model, forward=True)
 
     def along(direction: Tensor) -> Tensor:
         def score(t: Tensor) -> Tensor:
             # 0 t^2 + 0 t^3 makes every tangent a tensor of zeros: torch refuses to write in place where there is none
             moved = activations + (t + 0 * t**2 + 0 * t**3) * direction
-            return tail(moved).gather(1, classes)
+            return watched(moved).gather(1, classes)
 
         return torch.stack(_three(score, zero, one))
 
     parts = []
-    with ExitStack() as stack:
-        stack.enter_context(untouched(tail if model is None else model, activations))
-        stack.enter_context(_as_elementary(model, forward=True))
-        if not create_graph:
-            stack.enter_context(torch.no_grad())
+    # grad mode decides which formulas torch takes: without it the derivative of SiLU has none of its own
+    with untouched(tail if model is None else model, activations), torch.enable_grad():
         for start in range(0, entries, chunk):
             index = torch.arange(start, min(start + chunk, entries), device=activations.device)
             directions = F.one_hot(index, entries).to(activations.dtype).unflatten(1, shape)
-            parts.append(vmap(along)(directions))
+            part = vmap(along)(directions)
+            parts.append(part if create_graph else part.detach())
         if verify:
-            _verify(tail, activations.detach(), classes)
+            _verify(watched, activations.detach(), classes)
     derivatives = torch.cat(parts).movedim(0, -1).unflatten(-1, shape)
     return Derivatives(*derivatives.unbind(0))
 
@@ -311,15 +324,19 @@ def _verify(tail: Tail, activations: Tensor, classes: Tensor) -> None:
     direction = direction / direction.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1)
     weights = torch.rand(classes.shape, generator=generator).to(activations) + 0.5
 
-    def score(t: Tensor) -> Tensor:
+    def score(t: Tensor, direction: Tensor) -> Tensor:
         moved = activations + (t + 0 * t**2 + 0 * t**3).reshape(-1, 1, 1, 1) * direction
         return (weights * tail(moved).gather(1, classes)).sum(1)
 
-    forward = _three(score, activations.new_zeros(()), activations.new_ones(()))
+    def along(direction: Tensor) -> Tensor:
+        zero = activations.new_zeros(())
+        return torch.stack(_three(lambda t: score(t, direction), zero, torch.ones_like(zero)))
+
+    forward = vmap(along)(direction[None])[0]  # what depends on the feature map is known by its batch
     backward = []
     with torch.enable_grad():
         t = activations.new_zeros(activations.shape[0]).requires_grad_()
-        value = score(t)
+        value = score(t, direction)
         try:
             for _ in range(3):
                 value = _gradient(value.sum(), t)
@@ -354,7 +371,13 @@ class _Elementary(TorchFunctionMode):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "").split(".")[0]
         ours = (getattr(func, "__module__", None) or "").startswith("pwl_lib.")
-        if self.forward:
+        if self.forward and torch._C._are_functorch_transforms_active():
+            tensors = _tensors((args, kwargs))
+            if tensors and not any(_batched(tensor) for tensor in tensors):
+                # it does not depend on the feature map, and no transform need see it
+                args, kwargs = tree_map_only(Tensor, _unwrapped, (args, kwargs))
+                with temporarily_clear_interpreter_stack():
+                    return func(*args, **kwargs)
             if name in _REFUSED and (why := _REFUSED[name](*args, **kwargs)):
                 raise NotImplementedError(f"{self._where()} applies {name}, {why}")
             if ours and name in _OURS:
@@ -365,6 +388,10 @@ class _Elementary(TorchFunctionMode):
                     "drops a part of the second derivative where forward mode is nested in forward mode over one of these; "
                     "use torch's own operations in its place"
                 )
+            if kwargs.get("inplace"):  # forward mode of some operations in place is missing
+                return args[0].copy_(self.__torch_function__(func, types, args, kwargs | {"inplace": False}))
+            if name.endswith("_") and name[:-1] in _ELEMENTWISE:
+                return args[0].copy_(getattr(torch, name[:-1])(*args, **kwargs))
         if not ours and name in _REPLACED:
             return _REPLACED[name](*args, **kwargs)
         return func(*args, **kwargs)
@@ -377,20 +404,40 @@ class _Elementary(TorchFunctionMode):
         return f"module '{path}' ({kind})" if path else f"the model ({kind})" if module in self.names else f"a {kind}"
 
 
-@contextmanager
-def _as_elementary(model: nn.Module | None, forward: bool) -> Iterator[None]:
-    mode = _Elementary(_names(model), forward)
-    handles = (
-        register_module_forward_pre_hook(lambda module, _: mode.modules.append(module)),
-        register_module_forward_hook(lambda *_: mode.modules.pop() and None, always_call=True),
-    )
-    try:
-        # the fused kernels of attention have no second derivative
-        with sdpa_kernel(SDPBackend.MATH), mode:
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def _batched(tensor: Tensor) -> bool:
+    """Whether vmap hands it on, at any level: the feature map moves along a batch of directions."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        if torch._C._functorch.is_batchedtensor(tensor):
+            return True
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return False
+
+
+def _unwrapped(tensor: Tensor) -> Tensor:
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor
+
+
+def _watched(tail: Tail, model: nn.Module | None, forward: bool) -> Tail:
+    """The same function, with its operations as `_Elementary` has them; ``forward`` is for nested forward mode."""
+    names = _names(model)
+
+    def watched(activations: Tensor) -> Tensor:
+        mode = _Elementary(names, forward)
+        handles = (
+            register_module_forward_pre_hook(lambda module, _: mode.modules.append(module)),
+            register_module_forward_hook(lambda *_: mode.modules.pop() and None, always_call=True),
+        )
+        try:
+            # the fused kernels of attention have no second derivative
+            with sdpa_kernel(SDPBackend.MATH), mode:
+                return tail(activations)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    return watched
 
 
 # Measured on torch 2.9 and 2.13, in float64, against three nested passes of reverse mode: along a random direction these give
@@ -405,26 +452,21 @@ def _layer_norm(*args: Any, **kwargs: Any) -> str:
     return _WRONG + "write it with mean and var, whose derivatives are right"
 
 
-def _instance_norm(
-    input: Any,
-    mean: Any = None,
-    var: Any = None,
-    weight: Any = None,
-    bias: Any = None,
-    use_input_stats: bool = True,
-    *_: Any,
-) -> str:
-    return (
-        _WRONG + "F.group_norm with one group a channel is the same, and its derivatives are right"
-        if use_input_stats
-        else ""
-    )
+def _sixth(name: str, args: Sequence[Any], words: dict[str, Any], default: bool) -> bool:
+    """torch has several functions of a name, and this flag stands sixth in all of them."""
+    return bool(args[5] if len(args) > 5 else words.get(name, default))
 
 
-def _batch_norm(
-    input: Any, mean: Any, var: Any, weight: Any = None, bias: Any = None, training: bool = False, *_: Any, **__: Any
-) -> str:
-    return _WRONG + "in training mode it also mixes the samples of the batch: call model.eval()" if training else ""
+def _instance_norm(*args: Any, **words: Any) -> str:
+    if not _sixth("use_input_stats", args, words, True):
+        return ""
+    return _WRONG + "F.group_norm with one group a channel is the same, and its derivatives are right"
+
+
+def _batch_norm(*args: Any, **words: Any) -> str:
+    if not _sixth("training", args, words, False):
+        return ""
+    return _WRONG + "in training mode it also mixes the samples of the batch: call model.eval()"
 
 
 def _dropout(input: Any, p: float = 0.5, training: bool = True, *_: Any, **__: Any) -> str:
@@ -453,6 +495,9 @@ def _glu(input: Tensor, dim: int = -1) -> Tensor:
     return a * b.sigmoid()
 
 
+_ELEMENTWISE = frozenset(
+    "silu sigmoid tanh exp log sqrt rsqrt reciprocal square relu sin cos expm1 log1p erf atan".split()
+)
 _REPLACED: dict[str, Callable[..., Tensor]] = {"hardsigmoid": _hardsigmoid, "glu": _glu}
 
 

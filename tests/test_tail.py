@@ -85,7 +85,7 @@ def net(*tail: nn.Module, dtype: torch.dtype = torch.float64, seed: int = 0) -> 
     torch.manual_seed(seed)
     model = nn.Sequential(*stem(), *tail)
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
             module.running_mean.uniform_(-0.5, 0.5)
             module.running_var.uniform_(0.5, 2)
         if hasattr(module, "reset_parameters") and not isinstance(module, (nn.BatchNorm2d, nn.LayerNorm)):
@@ -222,22 +222,21 @@ CLASS_TABLE = torch.tensor([[0, 3], [4, 3]])
 
 
 def brute_force(tail: Callable[[Tensor], Tensor], A: Tensor, classes: Tensor) -> Tensor:
-    """Three nested passes of reverse mode, entry by entry, sample by sample: ``(3, B, K, C, h, w)``."""
+    """Three nested passes of reverse mode for each sample and class, each entry in a copy of its own: ``(3, B, K, C, h, w)``."""
+    entries = A[0].numel()
+    places = torch.eye(entries, dtype=A.dtype).reshape(entries, *A.shape[1:])
     found = torch.zeros(3, *classes.shape, *A.shape[1:], dtype=A.dtype)
     for b, k in itertools.product(*map(range, classes.shape)):
-        for entry in itertools.product(*map(range, A.shape[1:])):
-            t = torch.zeros((), dtype=A.dtype, requires_grad=True)
-            place = torch.zeros_like(A[b : b + 1])
-            place[(0, *entry)] = 1
-            value = tail(A[b : b + 1] + t * place)[0, classes[b, k]]
-            for order in range(3):
-                if value.requires_grad:
-                    (value,) = torch.autograd.grad(
-                        value, t, create_graph=True, allow_unused=True, materialize_grads=True
-                    )
-                else:
-                    value = torch.zeros_like(value)
-                found[(order, b, k, *entry)] = value.detach()
+        t = torch.zeros(entries, dtype=A.dtype, requires_grad=True)
+        value = tail(A[b] + t.reshape(-1, 1, 1, 1) * places)[:, classes[b, k]]
+        for order in range(3):
+            if value.requires_grad:
+                (value,) = torch.autograd.grad(
+                    value.sum(), t, create_graph=True, allow_unused=True, materialize_grads=True
+                )
+            else:
+                value = torch.zeros_like(value)
+            found[order, b, k] = value.detach().reshape(A.shape[1:])
     return found
 
 
@@ -285,15 +284,17 @@ def test_a_module_before_the_target_does_not_count_and_one_in_a_branch_beside_it
     assert "the model (Beside) applies gelu" in repr(tail_certificate(model, "other", images()))
 
 
-def test_the_mode_of_the_model_counts() -> None:
-    model = build(LINEAR, "resnet").train()
+def test_the_model_is_asked_about_in_evaluation_mode_and_left_as_it_was() -> None:
+    for name in ("resnet", "vgg"):
+        model = build(LINEAR, name).train()
+        model[0].eval()
+        assert tail_certificate(model, "1", images())
+        assert model.training
+        assert not model[0].training
+    model = net(nn.BatchNorm2d(C, track_running_stats=False), *pooled())  # the statistics of the batch, always
     certificate = tail_certificate(model, "1", images())
-    assert not certificate
     assert certificate.residual > 0
-    assert {offender.path for offender in certificate.offenders} == {"2.bn1", "2.bn2"}
-    assert model.training
-    dropout = tail_certificate(build(LINEAR, "vgg").train(), "1", images())
-    assert [offender.path for offender in dropout.offenders] == ["9"]
+    assert certificate.offenders[0].path == "2"
 
 
 def test_nothing_is_left_on_the_model() -> None:
@@ -413,10 +414,7 @@ def test_derivatives_of_curved_tails_are_those_of_nested_reverse_mode(name: str)
     ours = torch.stack(tail_derivatives(tail, A, CLASS_TABLE, model=model))
     assert ours.shape == (3, 2, 2, C, SIDE, SIDE)
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        if name == "attention without weights":
-            expected = brute_force(tail, A, CLASS_TABLE)
-        else:
-            expected = brute_force(tail, A, CLASS_TABLE)
+        expected = brute_force(tail, A, CLASS_TABLE)
     for order in range(3):
         torch.testing.assert_close(
             ours[order], expected[order], rtol=1e-10, atol=1e-10 * expected[order].abs().max().item()
@@ -428,7 +426,7 @@ def test_derivatives_of_curved_tails_are_those_of_nested_reverse_mode(name: str)
 def test_derivatives_of_piecewise_linear_tails_are_the_gradient_and_zeros(name: str) -> None:
     model = build(LINEAR, name)
     tail, A = cut(model)
-    first, second, third = tail_derivatives(tail, A, CLASS_TABLE, chunk=7)
+    first, second, third = tail_derivatives(tail, A, CLASS_TABLE)
     A = A.clone().requires_grad_()
     scores = tail(A).gather(1, CLASS_TABLE)
     for k in range(2):
@@ -441,7 +439,7 @@ def test_derivatives_of_piecewise_linear_tails_are_the_gradient_and_zeros(name: 
 def test_any_chunk_gives_the_same_and_float32_is_close(name: str) -> None:
     tail, A = cut(build(CURVED, name))
     whole = torch.stack(tail_derivatives(tail, A, CLASS_TABLE))
-    for chunk in (1, 5, 1000):
+    for chunk in (20, 1000):
         torch.testing.assert_close(torch.stack(tail_derivatives(tail, A, CLASS_TABLE, chunk=chunk)), whole)
     tail, A = cut(build(CURVED, name, dtype=torch.float32))
     single = torch.stack(tail_derivatives(tail, A, CLASS_TABLE))
@@ -473,16 +471,44 @@ def test_operations_that_torch_gets_wrong_are_refused(name: str) -> None:
 
 
 def test_what_is_refused_in_training_mode() -> None:
-    model = net(nn.BatchNorm2d(C), *pooled())
+    model = net(nn.BatchNorm2d(C, track_running_stats=False), *pooled())
     tail, A = cut(model)
-    tail_derivatives(tail, A, CLASS_TABLE, model=model)
-    model.train()
-    with pytest.raises(NotImplementedError, match=r"module '2' \(BatchNorm2d\) applies batch_norm.*eval"):
+    with pytest.raises(NotImplementedError, match=r"module '2' \(BatchNorm2d\) applies batch_norm.*mixes the samples"):
         tail_derivatives(tail, A, CLASS_TABLE, model=model)
     model = build(LINEAR, "vgg").train()
     tail, A = cut(model)
     with pytest.raises(NotImplementedError, match=r"module '9' \(Dropout\).*random"):
         tail_derivatives(tail, A, CLASS_TABLE, model=model)
+
+
+def test_what_does_not_depend_on_the_map_is_neither_refused_nor_differentiated() -> None:
+    """The whole model runs, with the output of the target replaced: what comes before it, and what stands beside it."""
+
+    class Beside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.before = nn.Sequential(
+                nn.Conv2d(2, C, 1), nn.ReLU(inplace=True), nn.BatchNorm2d(C, track_running_stats=False)
+            )
+            self.target = nn.Conv2d(C, C, 1)
+            self.beside = nn.Sequential(
+                nn.LayerNorm([C, SIDE, SIDE]), pnn.LSEPool2d(3, 1, 1), pnn.ReLU(), nn.InstanceNorm2d(C)
+            )
+            self.head = nn.Sequential(nn.SiLU(inplace=True), *pooled())
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.before(x)
+            out = self.target(x)
+            out += self.beside(x)
+            return self.head(out)
+
+    model, x = Beside().double(), images(2)
+    A = _tail._feature_map(model, model.target, x)
+    ours = torch.stack(tail_derivatives(_tail._tail(model, model.target, x), A, CLASS_TABLE, model=model))
+    beside = model.beside(model.before(x)).detach()
+    for b in range(2):
+        expected = brute_force(lambda A, b=b: model.head(A + beside[b : b + 1]), A[b : b + 1], CLASS_TABLE[b : b + 1])
+        torch.testing.assert_close(ours[:, b : b + 1], expected, rtol=1e-10, atol=1e-12)
 
 
 def test_what_is_refused_would_have_been_wrong() -> None:
@@ -509,11 +535,11 @@ def test_what_is_refused_would_have_been_wrong() -> None:
         score = lambda t, operation=operation: (operation(A + t * v).flatten(1) @ weights).sum()
         t = torch.zeros((), dtype=torch.float64)
         forward = _tail._three(score, t, torch.ones_like(t))
-        t.requires_grad_()
+        t = torch.zeros((), dtype=torch.float64, requires_grad=True)
         value, errors = score(t), []
         for each in forward:
-            (value,) = torch.autograd.grad(value, t, create_graph=True)
-            errors.append(((each - value) / value).abs().item())
+            value = _tail._gradient(value, t)
+            errors.append(((each - value).abs() / (value.abs() + 1e-3)).item())
         assert errors[0] < 1e-11
         assert (max(errors) > 1e-3) == (name in wrong), (name, errors)
 
@@ -621,7 +647,7 @@ def test_softmax_derivatives_are_those_of_nested_reverse_mode(name: str) -> None
         expected = brute_force(lambda A: tail(A).log_softmax(1), A, CLASS_TABLE)
         torch.testing.assert_close(logs, expected, rtol=1e-10, atol=1e-14)
     assert not ours.requires_grad
-    d, v, s = logs
+    d, v, _ = logs
     Y = scores.detach().softmax(1).gather(1, CLASS_TABLE)[..., None, None, None]
     torch.testing.assert_close(ours[1], Y * (d**2 + v))
 
