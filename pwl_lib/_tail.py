@@ -162,7 +162,9 @@ def _offenders(tail: Tail, activations: Tensor, names: dict[nn.Module, str]) -> 
 
 
 def _names(model: nn.Module | None) -> dict[nn.Module, str]:
-    return {} if model is None else {module: name for name, module in model.named_modules()}
+    if model is None:
+        return {}
+    return {module: name for name, module in getattr(model, "_orig_mod", model).named_modules()}
 
 
 # --- the cut --------------------------------------------------------------------------------------
@@ -272,13 +274,14 @@ def tail_derivatives(
         verify: whether nested reverse mode is asked about one random direction.
 
     Raises:
-        NotImplementedError: nested forward mode of an operation is wrong in torch, or missing; it and its module are named.
-        ValueError: an operation is random or mixes the samples of the batch.
+        NotImplementedError: nested forward mode of an operation is wrong in torch, or missing, or the operation is random: it and
+            its module are named. Or forward and reverse mode disagree, which shows also where samples of the batch are mixed.
     """
     shape = activations.shape[1:]
     entries = math.prod(shape)
     if chunk is None:
         chunk = max(1, 2**22 // max(1, activations.numel()))
+    check_count("chunk", chunk, 1)
     zero, one = activations.new_zeros(()), activations.new_ones(())
     watched = _watched(tail, model, forward=True)
 
@@ -293,13 +296,13 @@ def tail_derivatives(
     parts = []
     # grad mode decides which formulas torch takes: without it the derivative of SiLU has none of its own
     with untouched(tail if model is None else model, activations), torch.enable_grad():
+        if verify:
+            _verify(watched, activations.detach(), classes)
         for start in range(0, entries, chunk):
             index = torch.arange(start, min(start + chunk, entries), device=activations.device)
             directions = F.one_hot(index, entries).to(activations.dtype).unflatten(1, shape)
             part = vmap(along)(directions)
             parts.append(part if create_graph else part.detach())
-        if verify:
-            _verify(watched, activations.detach(), classes)
     derivatives = torch.cat(parts).movedim(0, -1).unflatten(-1, shape)
     return Derivatives(*derivatives.unbind(0))
 
@@ -310,10 +313,11 @@ def _three(score: Tail, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     def first(x: Tensor) -> Tensor:
         return jvp(score, (x,), (v,))[1]
 
-    def second(x: Tensor) -> tuple[Tensor, Tensor]:
+    def second(x: Tensor) -> Any:
         return jvp(first, (x,), (v,))
 
-    (s1, s2), (_, s3) = jvp(second, (x,), (v,))
+    values: Any = jvp(second, (x,), (v,))
+    (s1, s2), (_, s3) = values
     return s1, s2, s3
 
 
@@ -393,8 +397,13 @@ class _Elementary(TorchFunctionMode):
             if name.endswith("_") and name[:-1] in _ELEMENTWISE:
                 return args[0].copy_(getattr(torch, name[:-1])(*args, **kwargs))
         if not ours and name in _REPLACED:
-            return _REPLACED[name](*args, **kwargs)
-        return func(*args, **kwargs)
+            func = _REPLACED[name]
+        try:
+            return func(*args, **kwargs)
+        except NotImplementedError as error:
+            raise NotImplementedError(
+                f"{self._where()} applies {name}, which torch cannot differentiate here: {error}"
+            ) from error
 
     def _where(self) -> str:
         if not self.modules:
@@ -425,9 +434,13 @@ def _watched(tail: Tail, model: nn.Module | None, forward: bool) -> Tail:
 
     def watched(activations: Tensor) -> Tensor:
         mode = _Elementary(names, forward)
+
+        def leave(*_: Any) -> None:
+            mode.modules.pop()
+
         handles = (
             register_module_forward_pre_hook(lambda module, _: mode.modules.append(module)),
-            register_module_forward_hook(lambda *_: mode.modules.pop() and None, always_call=True),
+            register_module_forward_hook(leave, always_call=True),
         )
         try:
             # the fused kernels of attention have no second derivative

@@ -583,6 +583,17 @@ def test_our_layers_that_have_no_twin_in_torch_are_refused() -> None:
         tail_derivatives(tail, A, CLASS_TABLE, model=model)
 
 
+def test_an_operation_that_torch_cannot_differentiate_is_named() -> None:
+    model = net(Call(lambda x: torch.cdist(x, x)), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(C, CLASSES))
+    tail, A = cut(model)
+    with pytest.raises(
+        NotImplementedError, match=r"module '2' \(Call\) applies cdist, which torch cannot differentiate here"
+    ):
+        tail_derivatives(tail, A, CLASS_TABLE, model=model)
+    with pytest.raises(ValueError, match="chunk"):
+        tail_derivatives(tail, A, CLASS_TABLE, chunk=0)
+
+
 def test_in_place_operations_are_taken_as_they_are_written() -> None:
     def body(x: Tensor) -> Tensor:
         x = x * 1
