@@ -379,6 +379,7 @@ def test_the_bound_of_a_known_network_by_hand() -> None:
         (lambda r, x: torch.maximum(x, -3 * r), 8),
         (lambda r, x: torch.minimum(r, r), 2),
         (lambda r, x: torch.minimum(-2 * r, x), 5),
+        (lambda r, x: torch.relu(torch.minimum(-2 * r, x)), 5),
         (lambda r, x: r.clamp(max=1), 2),
         (lambda r, x: (-r).clamp(max=1), 3),
         (lambda r, x: torch.abs(-3 * r), 8 + 1 / 8),
@@ -420,8 +421,8 @@ def test_batch_norm_by_hand() -> None:
         (nn.BatchNorm1d(2, eps=0.0), torch.zeros(1, 2)),
     ):
         with torch.no_grad():
-            norm.weight.copy_(torch.tensor([-3.0, 1.0]))
-            norm.running_var.copy_(torch.tensor([4.0, 0.25]))
+            norm.weight.copy_(torch.tensor([-3.0, 4.0]))
+            norm.running_var.copy_(torch.tensor([4.0, 4.0]))
         first = nn.Conv2d(2, 2, 1) if x.dim() == 4 else nn.Linear(2, 2)
         with torch.no_grad():
             first.bias.zero_()
@@ -669,6 +670,10 @@ def test_each_switch_becomes_its_smooth_one() -> None:
     ):
         torch.testing.assert_close(smooth(module, t).model(x), wanted, rtol=1e-12, atol=1e-12)
     assert isinstance(smooth(nn.MaxPool2d(2), t).model, LSEPool2d)
+    image = torch.randn(2, 3, 9, dtype=DOUBLE)
+    for words in ((2,), (3, 2, 1), (2, 1, 0, 3), ((3,), (2,), (1,), (2,), False, True)):
+        module = nn.MaxPool1d(*words[:4], ceil_mode=words[-1] is True)
+        torch.testing.assert_close(smooth(module, 1e6).model(image), module(image), rtol=0, atol=2e-6)
 
 
 def test_it_is_stable_at_every_scale() -> None:
