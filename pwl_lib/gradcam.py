@@ -355,7 +355,9 @@ class _Cut(NamedTuple):
     name: str
     layer: nn.Module
     output: Tensor
-    """What the layer put out: gradients are taken with respect to it."""
+    """What the layer put out, in float32 or better: gradients are taken with respect to it."""
+    dtype: torch.dtype
+    """In which the layer put it out."""
     entry: Any
     """The node of the graph through which it goes on."""
 
@@ -372,6 +374,11 @@ class _ClassActivationMethod:
         if not layers:
             raise ValueError("target_layer must name at least one layer, got none")
         self._layers = [_find(self.model, layer) for layer in layers]
+        for name, layer in self._layers:
+            if isinstance(layer, torch.jit.ScriptModule):
+                raise ValueError(
+                    f"target_layer {name!r} must not be TorchScript, which hides what it puts out: give the model uncompiled"
+                )
 
     def __repr__(self) -> str:
         names = [repr(name) for name, _ in self._layers]
@@ -434,10 +441,10 @@ class _ClassActivationMethod:
             if any(isinstance(x, Tensor) and _share_memory(x, output) for x in inputs):
                 output = output.clone()  # a layer in place: what has its input has its output
             torch.set_grad_enabled(True)  # the layer may stand in a torch.no_grad() of the model
-            if not (output.requires_grad and (create_graph or cuts)):
-                output = output.detach().requires_grad_()
-            onward = output.clone()  # the next layer may write into it
-            cuts[layer] = _Cut(name, layer, output, onward.grad_fn)
+            dtype, attached = output.dtype, output.requires_grad and (create_graph or cuts)
+            output = _at_least_single(output) if attached else _at_least_single(output.detach()).requires_grad_()
+            onward = output.to(dtype, copy=True)  # the next layer may write into it
+            cuts[layer] = _Cut(name, layer, output, dtype, onward.grad_fn)
             return onward
 
         with _hooked(names, cut):
@@ -450,11 +457,11 @@ class _ClassActivationMethod:
         _check_scores(scores, len(images))
         return scores, [cuts[layer] for _, layer in self._layers]
 
-    def _tail(self, layer: nn.Module, images: Tensor) -> Callable[[Tensor], Tensor]:
-        """The scores as a function of what ``layer`` puts out: the model runs anew, with its output replaced."""
+    def _tail(self, cut: _Cut, images: Tensor) -> Callable[[Tensor], Tensor]:
+        """The scores as a function of what the layer puts out: the model runs anew, with its output replaced."""
 
         def tail(activations: Tensor) -> Tensor:
-            with _hooked([layer], lambda *_: activations.clone()):
+            with _hooked([cut.layer], lambda *_: activations.to(cut.dtype, copy=True)):
                 return self.model(images)
 
         return tail
@@ -474,7 +481,7 @@ class _ClassActivationMethod:
     ) -> list[ClassActivationMaps]:
         """One result a layer, of what ``combine`` makes of its ``(B, 1, C, h, w)`` and gradients ``(B, K, C, h, w)``."""
         parts: list[list[tuple[Tensor, Tensor | None]]] = [[] for _ in cuts]
-        activations = [_at_least_single(cut.output if create_graph else cut.output.detach())[:, None] for cut in cuts]
+        activations = [(cut.output if create_graph else cut.output.detach())[:, None] for cut in cuts]
         step = max(1, _MOST_NUMBERS // max(cut.output.numel() for cut in cuts))
         for some in classes.split(step, dim=1):
             gradients = self._gradients(scores, some, cuts, create_graph)
@@ -489,18 +496,15 @@ class _ClassActivationMethod:
         upstream.scatter_(2, classes.T[..., None], 1)
         outputs = [cut.output for cut in cuts]
         # Small gradients are 0 in float16. A power of two costs no digits; where it is too large, it is left out.
-        lift = 1024 if torch.float16 in (scores.dtype, *(output.dtype for output in outputs)) else 1
+        lift = 1024 if torch.float16 in (scores.dtype, *(cut.dtype for cut in cuts)) else 1
         gradients = _vjp(scores, outputs, upstream * lift, create_graph)
         if lift != 1 and not all(bool(g.isfinite().all()) for g in gradients if g is not None):
             lift, gradients = 1, _vjp(scores, outputs, upstream, create_graph)
         found = []
         for cut, gradient in zip(cuts, gradients, strict=True):
             if gradient is None:
-                raise ValueError(
-                    f"the scores must depend on what target_layer {cut.name!r} puts out, and they do not: the model detaches it, "
-                    "or ignores what a layer in place returns"
-                )
-            gradient = _at_least_single(gradient).transpose(0, 1)
+                raise _independent(cut)
+            gradient = gradient.transpose(0, 1)
             found.append(gradient if lift == 1 else gradient / lift)
         return found
 
@@ -681,6 +685,18 @@ def _known_piecewise_linear(scores: Tensor, entry: Any) -> bool:
     return True
 
 
+def _check_dependence(scores: Tensor, cut: _Cut) -> None:
+    if scores.grad_fn is None or (scores.grad_fn is not cut.entry and len(_tail_nodes(scores, cut.entry)) == 1):
+        raise _independent(cut)
+
+
+def _independent(cut: _Cut) -> ValueError:
+    return ValueError(
+        f"the scores must depend on what target_layer {cut.name!r} puts out, and they do not: the model detaches it, "
+        "or ignores what a layer in place returns"
+    )
+
+
 def _is_first(node: Any, input: Any) -> bool:
     return node.next_functions[0][0] is input
 
@@ -725,7 +741,7 @@ class _WithPooledHead(_ClassActivationMethod):
         if head is None:
             return self._from_gradients(scores, classes, cuts, create_graph, self._combine)
         with torch.no_grad(), _full_precision(scores):
-            A = _at_least_single(cuts[0].output.detach())
+            A = cuts[0].output.detach()
             part = self._combine_pooled(cuts[0].name, classes, A, _at_least_single(head)[classes])
         return [_result([part], scores, classes, create_graph)]
 
@@ -889,7 +905,7 @@ class GradCAMPlusPlus(_WithPooledHead):
             return self.higher_derivatives == "exact"
         if not scores.requires_grad or _known_piecewise_linear(scores, cut.entry):
             return False
-        certificate = certify(self._tail(cut.layer, images.detach()), cut.output.detach(), self.model, probes=1)
+        certificate = certify(self._tail(cut, images.detach()), cut.output.detach(), self.model, probes=1)
         if certificate:
             return False
         _warn(
@@ -903,26 +919,32 @@ class GradCAMPlusPlus(_WithPooledHead):
         self, images: Tensor, scores: Tensor, classes: Tensor, cut: _Cut, exact: bool, create_graph: bool
     ) -> tuple[Tensor, Tensor]:
         """Of exp(S), or of the softmax, which is exp of its logarithm; ``exact``: where S is not piecewise linear."""
+        _check_dependence(scores, cut)
         A = cut.output if create_graph else cut.output.detach()
-        tail = self._tail(cut.layer, images)
-        with torch.set_grad_enabled(create_graph):
-            if not exact:
-                with _full_precision(scores):
-                    derivatives = log_probability_derivatives(
-                        _at_least_single(scores), cut.output, classes, create_graph=create_graph
-                    )
-            else:
-                score = (lambda A: tail(A).log_softmax(1)) if self.smooth_score == "softmax" else tail
-                derivatives = tail_derivatives(score, A, classes, model=self.model, create_graph=create_graph)
-            first, second, third = derivatives
-            with _full_precision(A):
-                A = _at_least_single(A)[:, None]
-                alpha, denominator = _alpha_exact(A, first, second, third)
-                weights = (alpha * _at_least_single(first).relu()).sum((-2, -1))
-                _warn_where(
-                    (alpha < 0) | (denominator == 0), alpha, cut.name, classes, "alpha is negative or infinite", "alpha"
+        if exact:
+            tail = self._tail(cut, images)
+            score = (lambda A: tail(A).log_softmax(1)) if self.smooth_score == "softmax" else tail
+            try:
+                derivatives = tail_derivatives(
+                    score, A.to(cut.dtype), classes, model=self.model, create_graph=create_graph
                 )
-                return _weighted(A[:, 0], weights), weights
+            except NotImplementedError as error:
+                raise NotImplementedError(
+                    f"{error}. What higher_derivatives='piecewise_linear' gives needs none of this: it takes them as 0"
+                ) from error
+        else:
+            with _full_precision(scores):
+                derivatives = log_probability_derivatives(
+                    _at_least_single(scores), cut.output, classes, create_graph=create_graph
+                )
+        first, second, third = derivatives
+        with torch.set_grad_enabled(create_graph), _full_precision(A):
+            alpha, denominator = _alpha_exact(A[:, None], first, second, third)
+            weights = (alpha * _at_least_single(first).relu()).sum((-2, -1))
+            _warn_where(
+                (alpha < 0) | (denominator == 0), alpha, cut.name, classes, "alpha is negative or infinite", "alpha"
+            )
+            return _weighted(A, weights), weights
 
     def _combine(
         self, name: str, classes: Tensor, activations: Tensor, gradients: Tensor

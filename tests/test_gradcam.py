@@ -7,6 +7,7 @@ import gc
 import itertools
 import math
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -920,17 +921,31 @@ def test_what_is_saved_is_what_the_tail_needs(method: type, kind: str) -> None:
     assert total(floor) < total(everything)
 
 
+class Watched(nn.Module):
+    """Knows whether what it was given is still alive."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = weakref.ref(x)
+        return 1 * x
+
+
 @each_method
-def test_nothing_of_a_call_stays_alive(method: type) -> None:
-    model, images = network("vgg"), digits()
-    cam = method(model, "0")
-    cam(images, [1, 2])
-    gc.collect()
-    before = sum(isinstance(x, Tensor) for x in gc.get_objects())
-    for _ in range(3):
-        cam(images, [1, 2])
-    gc.collect()
-    assert sum(isinstance(x, Tensor) for x in gc.get_objects()) == before
+@pytest.mark.parametrize("pooled", [True, False])
+def test_nothing_of_a_call_stays_alive(method: type, pooled: bool) -> None:
+    watched = Watched()
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), watched, *(PIECEWISE_LINEAR["pooled" if pooled else "linear"]()))
+    gc.disable()  # without a cycle, memory is free at once
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = method(model, "0")(digits(dtype=torch.float32), [1, 2])
+        assert watched.seen() is None
+        assert found.maps.grad_fn is None
+        maps = weakref.ref(found.maps)
+        del found
+        assert maps() is None
+    finally:
+        gc.enable()
 
 
 # --- several layers -------------------------------------------------------------------------------
@@ -987,7 +1002,9 @@ def test_one_of_several_layers_may_be_followed_by_a_curve() -> None:
 @pytest.mark.parametrize("how", ["whole", "in place", "part"])
 def test_compiled_models_are_taken_as_they_are_written(method: type, how: str) -> None:
     plain, images = network("resnet"), digits()
-    wanted = method(plain, "1.0.conv")(images, [1, 2])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wanted = method(plain, "1.0.conv")(images, [1, 2])
     model = copy.deepcopy(plain)
     if how == "whole":
         model = torch.compile(model, backend="eager")
@@ -1086,14 +1103,39 @@ def test_maps_are_differentiable_when_asked(method: type, tail: str) -> None:
 @pytest.mark.parametrize("smooth", ["exponential", "softmax"])
 def test_true_derivatives_are_differentiable_when_asked(smooth: Any) -> None:
     model = nn.Sequential(
-        nn.Conv2d(1, 2, 5), nn.GELU() if smooth == "exponential" else nn.Identity(), *linear(8)
+        nn.Conv2d(1, 2, 2), nn.GELU() if smooth == "exponential" else nn.Identity(), *linear(8)
     ).double()
-    images = digits(1).requires_grad_()
+    images = torch.randn(1, 1, 3, 3, dtype=torch.float64, requires_grad=True)
     cam = GradCAMPlusPlus(model, "0", higher_derivatives="auto", smooth_score=smooth)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert torch.autograd.gradcheck(lambda x: cam(x, [1, 2], create_graph=True).weights, images, atol=1e-5)
         assert_equal(cam(images, [1, 2]), cam(images, [1, 2], create_graph=True), 1e-12)
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("words", [{"smooth_score": "softmax"}, {"higher_derivatives": "exact"}], ids=str)
+def test_the_other_forms_take_half_precision(dtype: torch.dtype, words: dict[str, Any]) -> None:
+    model, images = network("linear").to(dtype), digits(2).to(dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ours = GradCAMPlusPlus(model, "0", **words)(images, [1, 2])
+        wanted = GradCAMPlusPlus(model.double(), "0", **words)(images.double(), [1, 2])
+    assert ours.maps.dtype == ours.weights.dtype == torch.float32
+    error = (ours.weights - wanted.weights).abs() / wanted.weights.abs()
+    assert error.median() < 5 * torch.finfo(dtype).eps  # near a pole it is large
+
+
+def test_small_gradients_of_all_scores_survive_in_half_precision() -> None:
+    model, images = network("linear"), digits(2)
+    with torch.no_grad():
+        model[1][1].weight *= 1e-3  # their cubes are 0 in float16
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wanted = GradCAMPlusPlus(model.half().double(), "0", smooth_score="softmax")(images.half().double(), [1, 2])
+        ours = GradCAMPlusPlus(model.half(), "0", smooth_score="softmax")(images.half(), [1, 2])
+    error = (ours.weights - wanted.weights).abs() / wanted.weights.abs()
+    assert error.median() < 0.05
 
 
 def test_the_graph_is_made_even_where_the_caller_has_none() -> None:
@@ -1154,6 +1196,44 @@ def test_layers_of_which_no_map_can_be_had(method: type, layer: str, error: type
     with pytest.raises(error, match=message):
         method(model, layer)(images, 1)
     assert same(state(model), before)
+
+
+@pytest.mark.parametrize("words", [{"smooth_score": "softmax"}, {"higher_derivatives": "exact"}], ids=str)
+def test_a_layer_that_does_not_matter_has_no_derivatives_either(words: dict[str, Any]) -> None:
+    for layer in ("cut", "inplace"):
+        with pytest.raises(ValueError, match=f"must depend on what target_layer '{layer}' puts out"):
+            GradCAMPlusPlus(Odd(), layer, **words)(digits(dtype=torch.float32), 1)
+
+
+def test_true_derivatives_that_torch_cannot_give_are_refused_with_a_way_out() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.BatchNorm2d(4, track_running_stats=False), *linear(64))
+    with (
+        pytest.warns(UserWarning, match="BatchNorm2d"),
+        pytest.raises(NotImplementedError, match=r"BatchNorm2d.*higher_derivatives='piecewise_linear'"),
+    ):
+        GradCAMPlusPlus(model, "1")(digits(dtype=torch.float32))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_torchscript_is_refused() -> None:
+    inner = torch.jit.script(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU()))
+    model = nn.Sequential(inner, *linear(64))
+    for layer in ("0", "0.1", model[0]):
+        with pytest.raises(ValueError, match="must not be TorchScript"):
+            GradCAM(model, layer)
+
+
+def test_layers_of_this_library_are_taken() -> None:
+    import pwl_lib.nn as pnn
+
+    plain, images = network("vgg"), digits()
+    tail = [pnn.ReLU(), pnn.MaxPool2d(2), nn.Flatten(), pnn.Linear(16, 8), pnn.ReLU(), pnn.Linear(8, 6)]
+    ours = nn.Sequential(plain[0], nn.Sequential(*tail)).double()
+    ours.load_state_dict(plain.state_dict())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for method in METHODS:
+            assert_equal(method(ours, "0")(images, [1, 2]), method(plain, "0")(images, [1, 2]), 1e-13)
 
 
 @each_method
