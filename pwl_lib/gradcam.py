@@ -242,7 +242,7 @@ def _total(activations: Tensor) -> Tensor:
 
 
 def _at_least_single(x: Tensor) -> Tensor:
-    """Half precisions as float32: a gradient of a network is squared by nobody here, but sums over a map are long."""
+    """Half precisions as float32."""
     return x.float() if x.dtype.itemsize < 4 else x
 
 
@@ -431,14 +431,14 @@ class _ClassActivationMethod:
         cuts: dict[nn.Module, _Cut] = {}
         names = {layer: name for name, layer in self._layers}
 
-        def cut(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> Tensor:
+        def cut(layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> Tensor:
             name = names[layer]
             if layer in cuts:
                 raise ValueError(
                     f"target_layer {name!r} must run once for one run of the model, but runs twice: it has no single feature map"
                 )
             _check_feature_map(name, output, len(images))
-            if any(isinstance(x, Tensor) and _share_memory(x, output) for x in inputs):
+            if any(isinstance(x, Tensor) and _share_memory(x, output) for x in (*inputs, *named.values())):
                 output = output.clone()  # a layer in place: what has its input has its output
             torch.set_grad_enabled(True)  # the layer may stand in a torch.no_grad() of the model
             dtype, attached = output.dtype, output.requires_grad and (create_graph or cuts)
@@ -588,7 +588,7 @@ def _prepared(model: nn.Module, *, freeze: bool) -> Iterator[None]:
 
 @contextmanager
 def _hooked(layers: Any, hook: Callable[..., Any]) -> Iterator[None]:
-    handles = [layer.register_forward_hook(hook) for layer in layers]
+    handles = [layer.register_forward_hook(hook, with_kwargs=True) for layer in layers]
     try:
         yield
     finally:
@@ -930,7 +930,7 @@ class GradCAMPlusPlus(_WithPooledHead):
                 )
             except NotImplementedError as error:
                 raise NotImplementedError(
-                    f"{error}. What higher_derivatives='piecewise_linear' gives needs none of this: it takes them as 0"
+                    f"{error}; higher_derivatives='piecewise_linear' takes the second and third derivatives as 0"
                 ) from error
         else:
             with _full_precision(scores):

@@ -343,6 +343,7 @@ def test_gradcam_plusplus_is_the_papers_by_nested_autograd(tail: str) -> None:
     torch.testing.assert_close(result.scores, model(images).gather(1, classes).detach())
 
 
+@pytest.mark.filterwarnings("ignore:target_layer '0'. alpha is negative")  # alphas of curved tails are of either sign
 @pytest.mark.parametrize("tail", CURVED)
 def test_a_tail_that_is_not_piecewise_linear_is_warned_about_and_has_its_true_derivatives(tail: str) -> None:
     model, images = network(tail), digits()
@@ -814,7 +815,8 @@ def test_a_relu_in_place_behind_the_layer_does_not_change_what_is_seen(method: t
 
 
 @each_method
-def test_a_layer_in_place_is_seen_as_it_put_out(method: type) -> None:
+@pytest.mark.parametrize("named", [True, False])
+def test_a_layer_in_place_is_seen_as_it_put_out(method: type, named: bool) -> None:
     class Careless(nn.Module):
         """What it pools is written over later, under another name."""
 
@@ -824,7 +826,7 @@ def test_a_layer_in_place_is_seen_as_it_put_out(method: type) -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             x = self.conv(x)
-            y = self.relu(x)
+            y = self.relu(input=x) if named else self.relu(x)
             scores = self.fc(y.flatten(1))
             x.zero_()
             return scores
