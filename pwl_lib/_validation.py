@@ -26,16 +26,29 @@ def check_number(name: str, value: float) -> None:
 def check_finite_number(name: str, value: float) -> None:
     """Raises TypeError unless ``value`` is a number, and ValueError unless it is finite."""
     check_number(name, value)
-    if not math.isfinite(value):
+    try:
+        finite = math.isfinite(value)
+    except OverflowError:  # an int beyond all floating point numbers
+        finite = False
+    if not finite:
         raise ValueError(f"{name} must be a finite number, got {value}")
 
 
 def check_positive(name: str, value: Tensor | float) -> None:
     """Raises ValueError unless ``value`` is finite and above 0, entry by entry."""
-    # a Python number is a float64, in which 1e300 is finite
-    numbers = torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else torch.float64)
-    if not bool((torch.isfinite(numbers) & (numbers > 0)).all()):
+    # No tensor is made of a number, so that a compiler can follow.
+    positive = (torch.isfinite(value) & (value > 0)).all() if isinstance(value, Tensor) else 0 < value < math.inf
+    if not positive:
         raise ValueError(f"{name} must be finite and above 0, got {value}")
+
+
+def check_temperature(value: float) -> float:
+    """The temperature as a float. Raises TypeError unless it is a number, and ValueError unless it is finite and above 0."""
+    if isinstance(value, bool):
+        raise TypeError("temperature must be a number, got bool")
+    check_finite_number("temperature", value)
+    check_positive("temperature", value)
+    return float(value)
 
 
 def check_count(name: str, value: int, least: int) -> None:

@@ -5,7 +5,8 @@ functions, which give argmax a derivative in two ways: the soft argmax changes t
 keeps it and takes the derivative of another function; then the modules.
 
 Indices start at 0. The temperature :math:`t` multiplies, :math:`p = \operatorname{softmax}(t x)`: large is near the
-maximum. For the backward pass both functions keep the input and nothing else.
+maximum. For the backward pass both functions keep the input and nothing else. Under autocast on an accelerator half
+precision becomes float32, as torch's softmax has it.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from pwl_lib._autograd import LayerFunction, derivative_wanted, pick
-from pwl_lib._validation import check_floating
-from pwl_lib.logsumexp import _as_float32_under_autocast, _dimensions, _temperature, _weights, _wide
+from pwl_lib._validation import check_floating, check_temperature
+from pwl_lib.logsumexp import _as_float32_under_autocast, _dimensions, _weights, _wide
 
 __all__ = [
     "SoftArgmax",
@@ -116,16 +117,18 @@ def _soft_argmax_vjp(x: Tensor, upstream: Tensor, over: _Over) -> Tensor:
     return _times_jacobian(x, sum(pull[1:], pull[0]), over).to(x.dtype)
 
 
-class _SoftArgmax(LayerFunction):
-    @staticmethod
-    def forward(x: Tensor, over: _Over) -> Tensor:
-        return _coordinates(_soft(x, over), over).to(x.dtype)
-
+class _KeepsInput(LayerFunction):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, _Over], output: Tensor) -> None:
         x, ctx.over = inputs
         ctx.save_for_backward(x)
         ctx.save_for_forward(x)
+
+
+class _SoftArgmax(_KeepsInput):
+    @staticmethod
+    def forward(x: Tensor, over: _Over) -> Tensor:
+        return _coordinates(_soft(x, over), over).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
@@ -197,16 +200,10 @@ def _one_hot(x: Tensor, over: _Over) -> Tensor:
     return torch.zeros_like(x).scatter(dim, x.argmax(dim, keepdim=True), 1.0)
 
 
-class _StraightThroughArgmax(LayerFunction):
+class _StraightThroughArgmax(_KeepsInput):
     @staticmethod
     def forward(x: Tensor, over: _Over) -> Tensor:
         return _one_hot(x, over)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, _Over], output: Tensor) -> None:
-        x, ctx.over = inputs
-        ctx.save_for_backward(x)
-        ctx.save_for_forward(x)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
@@ -296,7 +293,7 @@ class SoftArgmax(nn.Module):
 
     def __init__(self, dim: Dims = -1, temperature: float = 1.0) -> None:
         super().__init__()
-        _temperature(temperature)
+        check_temperature(temperature)
         self.dim = tuple(dim) if isinstance(dim, list) else dim
         self.temperature = temperature
 
@@ -329,7 +326,7 @@ class StraightThroughArgmax(nn.Module):
 
     def __init__(self, dim: int = -1, temperature: float = 1.0) -> None:
         super().__init__()
-        _temperature(temperature)
+        check_temperature(temperature)
         self.dim = dim
         self.temperature = temperature
 
@@ -350,7 +347,7 @@ def _check_int(dim: object) -> None:
 
 def _checked(input: Tensor, dim: Dims, temperature: float) -> _Over:
     check_floating("input", input)
-    t = _temperature(temperature)
+    t = check_temperature(temperature)
     if input.dim() == 0:
         raise ValueError("input must have at least one dimension, got shape ()")
     dims = _dimensions(dim, input)

@@ -5,8 +5,8 @@ The module of the chapter *LogSumExp*. First the matrices: the Jacobian :math:`p
 
 The temperature :math:`t` multiplies: a large one is near the maximum. Where a text divides by a temperature
 :math:`\tau`, it is :math:`\tau = 1/t`. Nothing overflows at any finite input and temperature, in any dtype, unless the
-result does, and gradients are finite at infinite entries too. Half precision is computed in float32 where torch has no
-function of its own.
+result does, and gradients are finite at infinite entries too. Half precision is computed in float32 and rounded once; under
+autocast on an accelerator it stays in float32, as in torch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from pwl_lib._autograd import LayerFunction, autocast_is_on, derivative_wanted, pick
 from pwl_lib._smooth import Smoothed, smooth
-from pwl_lib._validation import check_bool, check_finite_number, check_floating, check_positive
+from pwl_lib._validation import check_bool, check_floating, check_temperature
 from pwl_lib._windows import Pair
 from pwl_lib.pooling import _check_image, _layout, _max_pool, _Windows, _windows
 
@@ -71,7 +71,7 @@ def logsumexp_jacobian(input: Tensor, temperature: float = 1.0) -> Tensor:
     Source: the book, :eq:`eq-lse-gradient`.
     """
     _check_vector(input)
-    return _softmax(input, -1, _temperature(temperature)).unsqueeze(-2)
+    return _softmax(input, -1, check_temperature(temperature)).unsqueeze(-2)
 
 
 def logsumexp_hessian(input: Tensor, temperature: float = 1.0) -> Tensor:
@@ -100,7 +100,7 @@ def logsumexp_hessian(input: Tensor, temperature: float = 1.0) -> Tensor:
     Source: the book, :eq:`eq-lse-hessian`.
     """
     _check_vector(input)
-    t = _temperature(temperature)
+    t = check_temperature(temperature)
     p = _softmax(_wide(input, t), -1, t)
     return (t * (torch.diag_embed(p) - p[..., :, None] * p[..., None, :])).to(input.dtype)
 
@@ -195,9 +195,9 @@ class _Sum:
 
 def _value(x: Tensor, how: _Sum) -> Tensor:
     """LogSumExp, or its mean: :eq:`eq-lse-stable`."""
-    if how.t == 1 and not how.mean:
-        return torch.logsumexp(x, how.dims, how.keepdim)
     wide = _wide(x, how.t)
+    if how.t == 1 and not how.mean:
+        return torch.logsumexp(wide, how.dims, how.keepdim).to(x.dtype)
     top = _without_infinity(_largest(wide, how.dims))
     exponents = _scaled_difference(wide, top, how.t)
     if how.mean:
@@ -268,9 +268,10 @@ def logsumexp(input: Tensor, dim: int | Sequence[int], keepdim: bool = False, te
         temperature: :math:`t`, finite and above 0; the value is at most :math:`\ln n / t` above the maximum, :eq:`eq-lse-bounds`.
 
     Returns:
-        the shape of ``input`` without ``dim``, in its dtype. At temperature 1 the value is torch's, bit for bit. A value that
-        the dtype cannot hold is infinite by rounding. Where all entries are :math:`-\infty`, or there is none, the value is
-        :math:`-\infty`, and :math:`\infty` where one is :math:`\infty`. NaN gives NaN.
+        the shape of ``input`` without ``dim``, in its dtype. At temperature 1 the value is torch's, bit for bit; in half
+        precision it is torch's in float32, rounded. A value that the dtype cannot hold is infinite by rounding. Where all
+        entries are :math:`-\infty`, or there is none, the value is :math:`-\infty`, and :math:`\infty` where one is
+        :math:`\infty`. NaN gives NaN.
 
     At infinite entries:
         the gradient is 0 where all entries are :math:`-\infty`, and shared equally by the entries at :math:`\infty`.
@@ -327,7 +328,7 @@ def mellowmax(input: Tensor, dim: int | Sequence[int], keepdim: bool = False, te
 def _reduce(input: Tensor, dim: int | Sequence[int], keepdim: bool, temperature: float, *, mean: bool) -> Tensor:
     check_floating("input", input)
     check_bool("keepdim", keepdim)
-    how = _Sum(_dimensions(dim, input), keepdim, _temperature(temperature), mean)
+    how = _Sum(_dimensions(dim, input), keepdim, check_temperature(temperature), mean)
     if mean and input.dim() and 0 in (input.shape[d] for d in how.dims):
         raise ValueError(f"input must have at least one entry along dim, {dim!r}, got shape {tuple(input.shape)}")
     input = _as_float32_under_autocast(input)
@@ -416,7 +417,7 @@ def softmax(input: Tensor, dim: int | None, dtype: torch.dtype | None = None, te
         if isinstance(input, Tensor) and not input.is_complex():
             input = input.to(dtype)
     check_floating("input", input)
-    t = _temperature(temperature)
+    t = check_temperature(temperature)
     if dim is None:
         dim = 0 if input.dim() in (0, 1, 3) else 1
         warnings.warn(f"dim of softmax should be given; {dim} is taken, as torch does", stacklevel=2)
@@ -575,7 +576,7 @@ def lse_pool2d(
         words = kernel_size, stride, padding, dilation, ceil_mode, temperature
         return handle_torch_function(lse_pool2d, (input,), input, *words)
     _check_image(input)
-    t = _temperature(temperature)
+    t = check_temperature(temperature)
     windows = _windows(input.shape[-2:], kernel_size, stride, padding, dilation, ceil_mode)
     if not derivative_wanted(input):
         return _lse_pool(input, windows, t)
@@ -604,7 +605,7 @@ class LogSumExp(nn.Module):
     def __init__(self, dim: int | Sequence[int], keepdim: bool = False, temperature: float = 1.0) -> None:
         check_bool("keepdim", keepdim)
         super().__init__()
-        self.dim, self.keepdim, self.temperature = dim, keepdim, _temperature(temperature)
+        self.dim, self.keepdim, self.temperature = dim, keepdim, check_temperature(temperature)
 
     def forward(self, input: Tensor) -> Tensor:
         return logsumexp(input, self.dim, self.keepdim, self.temperature)
@@ -631,7 +632,7 @@ class Softmax(nn.Softmax):
 
     def __init__(self, dim: int | None = None, temperature: float = 1.0) -> None:
         super().__init__(dim)
-        self.temperature = _temperature(temperature)
+        self.temperature = check_temperature(temperature)
 
     def forward(self, input: Tensor) -> Tensor:
         return softmax(input, self.dim, temperature=self.temperature)
@@ -671,7 +672,7 @@ class LSEPool2d(nn.Module):
         super().__init__()
         self.kernel_size, self.stride = kernel_size, kernel_size if stride is None else stride
         self.padding, self.dilation, self.ceil_mode = padding, dilation, ceil_mode
-        self.temperature = _temperature(temperature)
+        self.temperature = check_temperature(temperature)
 
     def forward(self, input: Tensor) -> Tensor:
         words = self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode
@@ -685,12 +686,6 @@ class LSEPool2d(nn.Module):
 
 
 # --- what the arguments must be -------------------------------------------------------------------
-
-
-def _temperature(value: float) -> float:
-    check_finite_number("temperature", value)
-    check_positive("temperature", float(value))
-    return float(value)
 
 
 def _check_vector(input: Tensor) -> None:
