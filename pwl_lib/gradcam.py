@@ -564,8 +564,8 @@ def _prepared(model: nn.Module, *, freeze: bool) -> Iterator[None]:
     for module in model.modules():
         if module.training:
             training.append(module)
-        if freeze:
-            parameters = module.parameters(recurse=False)
+        if freeze:  # module.parameters() takes five times as long, which shows on a small network
+            parameters = (p for p in module._parameters.values() if p is not None)
             learned += [p for p in parameters if p.requires_grad and p.is_leaf and not p.is_inference()]
     compiled = "torch._dynamo" in sys.modules
     with (
