@@ -564,7 +564,7 @@ def _prepared(model: nn.Module, *, freeze: bool) -> Iterator[None]:
     for module in model.modules():
         if module.training:
             training.append(module)
-        if freeze:  # module.parameters() takes five times as long, which shows on a small network
+        if freeze:  # module.parameters() is slower, which shows on a small network
             parameters = (p for p in module._parameters.values() if p is not None)
             learned += [p for p in parameters if p.requires_grad and p.is_leaf and not p.is_inference()]
     compiled = "torch._dynamo" in sys.modules
