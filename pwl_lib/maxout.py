@@ -10,6 +10,7 @@ For the backward pass a layer keeps the winner of each unit, one byte an output,
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from pwl_lib import rectifiers
 from pwl_lib._autograd import LayerFunction, derivative_wanted, pick, save_mask
-from pwl_lib._validation import check_count, check_finite_number, check_floating, check_same_kind
+from pwl_lib._validation import check_count, check_finite_number, check_floating, check_one_of, check_same_kind
 from pwl_lib._windows import Pair, check_pair
 from pwl_lib.convolution import Linear, Padding, conv2d, linear
 
@@ -355,7 +356,8 @@ class Maxout2d(nn.Module):
         ``torch.nn.Conv2d(D, D' * k, kernel_size)``.
 
     Raises:
-        TypeError, ValueError: a number is not an int, or out of its range; ``groups`` does not divide the channels.
+        TypeError, ValueError: a number is not an int, or out of its range; ``groups`` does not divide the channels; ``stride``
+            is not 1 and ``padding`` is ``'same'``.
 
     Example:
         >>> Maxout2d(3, 8, kernel_size=3, pieces=2, padding="same")(torch.ones(2, 3, 5, 5)).shape
@@ -387,6 +389,13 @@ class Maxout2d(nn.Module):
                 raise ValueError(f"groups must divide {name}, {count}, got {groups}")
         self.in_channels, self.out_channels, self.pieces = in_channels, out_channels, pieces
         self.kernel_size = check_pair("kernel_size", kernel_size, 1)
+        steps, _ = check_pair("stride", stride, 1), check_pair("dilation", dilation, 1)
+        if not isinstance(padding, str):
+            check_pair("padding", padding, 0)
+        else:
+            check_one_of("padding", padding, ("same", "valid"), "or an int or two ints")
+            if padding == "same" and steps != (1, 1):
+                raise ValueError(f"stride must be 1 where padding is 'same', got {stride!r}")
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
         kernels = out_channels * pieces
         self.weight = nn.Parameter(
@@ -456,15 +465,17 @@ def as_maxout(module: nn.Module, *, dtype: torch.dtype | None = None) -> Maxout:
     Returns:
         ``Maxout(1, 1, 2)`` for an activation without parameters or with one, which acts on ``(*, 1)``; ``Maxout(C, C, 2)``
         for a ``PReLU`` with C, which acts on ``(*, C)``; ``Maxout(d, m, 2)`` for a linear layer with an activation. The
-        parameters are copies. On finite inputs the values of an activation are equal; after a linear layer
-        :math:`\alpha w` is rounded once more.
+        parameters are copies. On finite inputs in float32 or float64 the values of an activation are equal. In half
+        precision :math:`\alpha` of ``LeakyReLU`` is rounded to the dtype first, and after a linear layer :math:`\alpha w` is
+        rounded once more.
 
     At the kink:
-        the piece with slope :math:`\alpha` is the first, so that the gradient there is that of ReLU, leaky ReLU and PReLU. The
+        the piece with slope :math:`\alpha` is the first, so that the gradient there is that of torch's ReLU, leaky ReLU and
+        PReLU. The unit of a ``ReLU`` of :mod:`pwl_lib.rectifiers` has slope 0 there whatever its ``slope_at_zero`` is. The
         absolute value has slope 0 there, and its unit -1.
 
     Raises:
-        TypeError: another module, or one whose ``forward`` is not that of the class it derives from.
+        TypeError: another module, one whose ``forward`` is not that of the class it derives from, or one with hooks.
         ValueError: :math:`\alpha > 1`, where the function is the smaller of the two lines, or a module that is known not
             to be convex.
 
@@ -475,8 +486,9 @@ def as_maxout(module: nn.Module, *, dtype: torch.dtype | None = None) -> Maxout:
 
     Source: the book, :eq:`eq-as-maxout`; Goodfellow et al. (2013).
     """
-    if isinstance(module, nn.Sequential) and len(module) == 2 and _is_one_of(module[0], _LINEAR):
-        first, activation = module
+    pair = isinstance(module, nn.Sequential) and _is_one_of(module, (nn.Sequential,)) and len(module) == 2
+    if pair and _is_one_of(module[0], _LINEAR):  # type: ignore[index]
+        first, activation = module.children()
         weight: Tensor = first.weight.detach()  # type: ignore[operator]
         bias: Any = first.bias
         alpha = _lower_slopes(activation, len(weight)).to(weight)
@@ -498,7 +510,10 @@ def as_maxout(module: nn.Module, *, dtype: torch.dtype | None = None) -> Maxout:
 
 
 def _is_one_of(module: nn.Module, known: tuple[type[nn.Module], ...]) -> bool:
-    """Whether a module is one of the known ones, or derives from one and leaves its ``forward`` alone."""
+    """Whether a module is one of the known ones, or derives from one and leaves its ``forward`` alone, without hooks."""
+    hooks = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+    if "forward" in vars(module) or any(getattr(module, name) for name in hooks):
+        return False
     return any(isinstance(module, one) and type(module).forward is one.forward for one in known)
 
 
@@ -513,7 +528,7 @@ def _lower_slopes(module: nn.Module, count: int | None) -> Tensor:
             )
         raise TypeError(
             "module must be ReLU, LeakyReLU, PReLU, Absolute, or nn.Sequential of a linear layer and one of them, with "
-            f"their own forward, got {name}"
+            f"their own forward and without hooks, got {name}"
         )
     if isinstance(module, (nn.PReLU, rectifiers.PReLU)):
         alpha = module.weight.detach()
@@ -555,8 +570,8 @@ def convex_interpolant(f: Callable[[Tensor], Tensor], pieces: int, interval: tup
     and at all breakpoints. Between two breakpoints the slope is that of the chord of f, so that the breakpoints are
     those of the best interpolation by chords too, which lies above f by as much.
 
-    The function is sampled, the samples are solved for equal errors exactly, and sampled again near the solution, until
-    nothing changes.
+    The function is sampled evenly and, in geometric steps, towards both ends. The convex polygon of the samples is solved
+    for equal errors, and the function is sampled again near the solution, until the errors of the function are equal.
 
     Args:
         f: convex on the interval; takes and gives a float64 tensor of any one-dimensional shape, element by element. It may have
@@ -571,7 +586,8 @@ def convex_interpolant(f: Callable[[Tensor], Tensor], pieces: int, interval: tup
     Raises:
         TypeError: ``pieces`` is not an int, or an end not a number.
         ValueError: ``pieces`` is below 1, the interval is empty or not finite, f gives another shape or something that is not
-            finite, or is seen not to be convex.
+            finite, or is seen not to be convex; or the errors could not be made equal to a millionth, beside the rounding of f,
+            because f bends within less than the samples or the numbers of float64 resolve.
 
     Example:
         >>> best = convex_interpolant(torch.square, 4, (-1.0, 1.0))
@@ -585,27 +601,33 @@ def convex_interpolant(f: Callable[[Tensor], Tensor], pieces: int, interval: tup
     samples = _Samples(f, a, b)
     lines = _own_lines(f, samples, pieces)
     slopes, points, breakpoints = _equal_errors(samples, pieces) if lines is None else lines
-    values, at = samples(np.concatenate([points, [a, *breakpoints, b]])), np.array([a, *breakpoints, b])
-    intercepts = values[:pieces] - slopes * points
-    highest = (slopes[:, None] * at + intercepts[:, None]).max(0)
-    error = max(0.0, float((values[pieces:] - highest).max()))
+    values, _, gaps = _gaps(samples, slopes, points, breakpoints)
+    error = max(0.0, float(gaps.max()))
+    if not float(np.ptp(gaps)) <= 1e-6 * error + samples.noise:  # not a number either
+        raise ValueError(
+            f"f must be one that float64 resolves with {pieces} pieces, and on [{a:g}, {b:g}] the errors at both ends and "
+            f"at all breakpoints could not be made equal: they lie between {gaps.min():.6g} and {gaps.max():.6g}"
+        )
     as_tensor = torch.from_numpy
-    unit = _unit(as_tensor(slopes), as_tensor(intercepts))
+    unit = _unit(as_tensor(slopes), as_tensor(values - slopes * points))
     return ConvexInterpolant(unit, as_tensor(points), as_tensor(breakpoints), error)
 
 
 class _Samples:
-    """A convex function at points of an interval, in rising order; more points are added as they are needed."""
+    """A convex function at points of an interval: evenly spaced ones, and towards each end ever closer ones."""
 
     def __init__(self, f: Callable[[Tensor], Tensor], a: float, b: float) -> None:
         self.f, self.a, self.b = f, a, b
-        self.x = np.linspace(a, b, 1025)
+        even = np.linspace(a, b, 1025)
+        coarse = np.unique(even[::8])
+        rises = np.diff(self(coarse)) / np.diff(coarse)
+        closer = (b - a) * 0.5 ** np.arange(1, 1001)
+        self.x = np.unique(np.concatenate([even, a + closer, b - closer]).clip(a, b))
         self.y = self(self.x)
         self.noise = 16 * np.finfo(float).eps * max(float(np.abs(self.y).max()), np.finfo(float).tiny)
-        rises = np.diff(self.y[::8]) / np.diff(self.x[::8])
-        falls = np.flatnonzero(np.diff(rises) * (self.x[8] - self.x[0]) < -4 * self.noise)
+        falls = np.flatnonzero(np.diff(rises) * np.diff(coarse)[1:] < -4 * self.noise)
         if len(falls):
-            left, middle, right = (float(self.x[8 * (falls[0] + step)]) for step in range(3))
+            left, middle, right = (float(coarse[falls[0] + step]) for step in range(3))
             raise ValueError(
                 f"f must be convex on the interval, and at {middle:.6g} it lies above its chord from {left:.6g} to {right:.6g}"
             )
@@ -621,11 +643,12 @@ class _Samples:
             raise ValueError(f"f must be finite on the interval, got {values[~np.isfinite(values)][0]}")
         return values
 
-    def add(self, x: np.ndarray) -> None:
-        more = np.unique(np.clip(x, self.a, self.b))
-        more = more[~np.isin(more, self.x)]
-        order = np.argsort(every := np.concatenate([self.x, more]))
-        self.x, self.y = every[order], np.concatenate([self.y, self(more)])[order]
+    def around(self, points: np.ndarray) -> np.ndarray:
+        """The samples, and more on both sides of some points, ever closer to them."""
+        right = np.searchsorted(self.x, points).clip(1, len(self.x) - 1)
+        steps = (self.x[right] - self.x[right - 1])[:, None] * 8.0 ** -np.arange(11)
+        near = np.concatenate([points[:, None] - steps, points[:, None], points[:, None] + steps], 1)
+        return np.unique(np.concatenate([self.x, near.ravel().clip(self.a, self.b)]))
 
 
 Lines = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -686,87 +709,131 @@ def _own_lines(f: Callable[[Tensor], Tensor], samples: _Samples, pieces: int) ->
     return found[:, 2].copy(), found[:, 0].copy(), np.array(corners + [samples.b] * rest)
 
 
+class _Polygon:
+    """The lower hull of a function at some points: a convex polygon, whose slopes rise also where the values are rounded."""
+
+    def __init__(self, samples: _Samples, at: np.ndarray) -> None:
+        self.x, self.y, self.slope = x, y, slope = [], [], []  # type: tuple[list[float], list[float], list[float]]
+        for t, value in zip(at.tolist(), samples(at).tolist(), strict=True):
+            while x:
+                rise = (value - y[-1]) / (t - x[-1])
+                if not slope or rise > slope[-1]:
+                    slope.append(rise)
+                    break
+                slope.pop(), x.pop(), y.pop()
+            x.append(t)
+            y.append(value)
+
+    def march(self, pieces: int, error: float) -> tuple[Lines, float]:
+        """From the left end, each line as steep as it can be: the lines, and the error of the last.
+
+        A line begins below the graph by the error. It touches where it is steepest, and ends where it is below by as
+        much again.
+        """
+        x, y, rise = self.x, self.y, self.slope
+        last = len(x) - 1
+        left, value, slope, next_corner = x[0], y[0], 0.0, 1
+        slopes: list[float] = []
+        points: list[float] = []
+        breakpoints: list[float] = []
+
+        def below(corner: int) -> float:  # the line through a corner and the next, at the left end of the piece
+            return (value - error) - (y[corner] - rise[corner] * (x[corner] - left))
+
+        def gap(corner: int) -> float:
+            return y[corner] - (value - error + slope * (x[corner] - left))
+
+        while len(slopes) < pieces - 1 and next_corner <= last:
+            touch = bisect.bisect_left(range(last), 0.0, next_corner, last, key=below)
+            slope = (y[touch] - (value - error)) / (x[touch] - left)
+            slopes.append(slope)
+            points.append(x[touch])
+            next_corner = bisect.bisect_right(range(last + 1), error, touch + 1, last + 1, key=gap)
+            if next_corner <= last:
+                before, after = gap(next_corner - 1), gap(next_corner)
+                share = (error - before) / (after - before)
+                left, value = (
+                    each[next_corner - 1] + share * (each[next_corner] - each[next_corner - 1]) for each in (x, y)
+                )
+                next_corner += left >= x[next_corner]
+            breakpoints.append(left if next_corner <= last else x[last])
+        if next_corner > last:  # so large an error needs fewer pieces
+            rest = pieces - len(slopes)
+            slopes, points = slopes + slopes[-1:] * rest, points + x[last:] * rest
+            return (np.array(slopes), np.array(points), np.array(breakpoints + x[last:] * (rest - 1))), 0.0
+        slope = (y[last] - value) / (x[last] - left)
+        touch = bisect.bisect_left(rise, slope, next_corner, last)
+        lines = np.array([*slopes, slope]), np.array([*points, x[touch]]), np.array(breakpoints)
+        return lines, max(0.0, value + slope * (x[touch] - left) - y[touch])
+
+    def solve(self, pieces: int, guess: float) -> float:
+        """The error for which the last of the pieces has the same: the only root of a falling function."""
+        low, high = 0.0, self.march(1, 0.0)[1]
+        if pieces == 1 or high <= 0:
+            return high
+        excess_low, excess_high = high, -high  # only their signs and sizes steer the search
+        error = guess if 0 < guess < high else high / pieces**2
+        for _ in range(100):
+            excess = self.march(pieces, error)[1] - error
+            if excess > 0:
+                low, excess_low, excess_high = error, excess, excess_high / 2
+            else:
+                high, excess_high, excess_low = error, excess, excess_low / 2
+            if excess == 0 or high - low <= 2 * np.finfo(float).eps * high:
+                break
+            error = low + (high - low) * excess_low / (excess_low - excess_high)
+            if not low < error < high:
+                error = (low + high) / 2
+        return high
+
+
 def _equal_errors(samples: _Samples, pieces: int) -> Lines:
-    """The tangents whose errors at both ends and at all breakpoints are equal."""
-    error = math.nan
-    offsets = (samples.b - samples.a) / 1024 * 4.0 ** -np.arange(10)
-    offsets = np.concatenate([-offsets, [0], offsets])
-    samples.add((np.array([[samples.a], [samples.b]]) + offsets).ravel())
-    for _ in range(8):
-        before, error = error, _solve(samples, pieces, error)
-        slopes, points, breakpoints, _ = _march(samples, pieces, error)
-        if abs(error - before) <= 1e-13 * error:
+    """The tangents whose errors at both ends and at all breakpoints are equal, or as nearly as it was possible."""
+    near, error = np.array([samples.a, samples.b]), math.nan
+    best, smallest = None, math.inf
+    for _ in range(20):
+        polygon, before = _Polygon(samples, samples.around(near)), error
+        error = polygon.solve(pieces, error)
+        (slopes, _, breakpoints), _ = polygon.march(pieces, error)
+        if not np.isfinite(slopes).all():
+            raise ValueError(
+                f"f must be one that float64 resolves, and on [{samples.a:g}, {samples.b:g}] the slopes of its best lines are "
+                f"not finite, got {slopes[~np.isfinite(slopes)][0]}"
+            )
+        points = _touch(samples, polygon, slopes)
+        _, meet, gaps = _gaps(samples, slopes, points, breakpoints)
+        spread = float(np.ptp(gaps))
+        if best is None or spread < smallest:
+            best, smallest = (slopes, points, breakpoints), spread
+        if abs(error - before) <= 1e-13 * error and spread <= 1e-9 * error + samples.noise:
             break
-        near = np.concatenate([points, breakpoints, _touch(samples, slopes)])
-        samples.add((near[:, None] + offsets).ravel())
-    return slopes, _touch(samples, slopes), breakpoints
+        near = np.concatenate([points, meet])
+    assert best is not None
+    return best
 
 
-def _touch(samples: _Samples, slopes: np.ndarray) -> np.ndarray:
+def _gaps(samples: _Samples, slopes: np.ndarray, points: np.ndarray, breakpoints: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Values at the points, where neighbouring lines meet, and the errors there, at both ends and at the breakpoints."""
+    values = samples(points)
+    rows, turns = np.arange(len(points)), np.diff(slopes)
+    heights = values[:, None] + slopes[:, None] * (breakpoints - points[:, None])
+    ahead = heights[rows[:-1], rows[:-1]] - heights[rows[1:], rows[:-1]]
+    meet = (breakpoints + np.where(turns > 0, ahead, 0) / np.where(turns > 0, turns, 1)).clip(samples.a, samples.b)
+    at = np.concatenate([[samples.a], meet, breakpoints, [samples.b]])
+    return values, meet, samples(at) - (values[:, None] + slopes[:, None] * (at - points[:, None])).max(0)
+
+
+def _touch(samples: _Samples, polygon: _Polygon, slopes: np.ndarray) -> np.ndarray:
     """Where the lines with these slopes touch from below: 16 parts of what is left at a time."""
-    lowest = (samples.y - slopes[:, None] * samples.x).argmin(1)
-    last = len(samples.x) - 1
-    left, right = samples.x[np.maximum(lowest - 1, 0)], samples.x[np.minimum(lowest + 1, last)]
+    corners, last = np.array(polygon.x), len(polygon.x) - 1
+    lowest = np.searchsorted(polygon.slope, slopes)
+    left, right = corners[np.maximum(lowest - 1, 0)], corners[np.minimum(lowest + 1, last)]
     rows = np.arange(len(slopes))
     for _ in range(12):
         x = np.linspace(left, right, 33, axis=1)
         lowest = (samples(x.ravel()).reshape(x.shape) - slopes[:, None] * x).argmin(1)
         left, right = x[rows, np.maximum(lowest - 1, 0)], x[rows, np.minimum(lowest + 1, 32)]
     return x[rows, lowest]
-
-
-def _solve(samples: _Samples, pieces: int, guess: float) -> float:
-    """The error for which the last of the pieces has the same: the only root of a falling function."""
-    low, high = 0.0, _march(samples, 1, 0.0)[3]
-    if pieces == 1 or high <= 0:
-        return high
-    excess_low, excess_high = high, -high  # only their signs and sizes steer the search
-    error = guess if 0 < guess < high else high / pieces**2
-    for _ in range(100):
-        excess = _march(samples, pieces, error)[3] - error
-        if excess > 0:
-            low, excess_low, excess_high = error, excess, excess_high / 2
-        else:
-            high, excess_high, excess_low = error, excess, excess_low / 2
-        if excess == 0 or high - low <= 4 * np.finfo(float).eps * high:
-            break
-        error = low + (high - low) * excess_low / (excess_low - excess_high)
-        if not low < error < high:
-            error = (low + high) / 2
-    return error
-
-
-def _march(samples: _Samples, pieces: int, error: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-    """From the left end, each line as steep as it can be: slopes, points, breakpoints, and the error of the last piece.
-
-    A line begins below the graph by the error. It touches where it is steepest, and ends where it is below by as much again.
-    """
-    xs, ys = samples.x, samples.y
-    left, value = xs[0], ys[0]
-    slopes, points, breakpoints = np.zeros(pieces), np.full(pieces, xs[-1]), np.full(pieces - 1, xs[-1])
-    for piece in range(pieces - 1):
-        start = int(np.searchsorted(xs, left, "right"))
-        if start == len(xs):
-            slopes[piece:] = slopes[piece - 1]
-            return slopes, points, breakpoints, 0.0
-        x, y = xs[start:], ys[start:]
-        steepness = (y - (value - error)) / (x - left)
-        touch = int(steepness.argmin())
-        slopes[piece], points[piece] = slope, _ = steepness[touch], x[touch]
-        gap = y[touch:] - (value - error) - slope * (x[touch:] - left)
-        end = touch + int(np.searchsorted(gap, error, "right"))
-        if end == len(x):
-            slopes[piece + 1 :] = slope
-            return slopes, points, breakpoints, 0.0
-        share = (error - gap[end - touch - 1]) / (gap[end - touch] - gap[end - touch - 1]) if end > touch else 0.0
-        before = (left, value) if end == 0 else (x[end - 1], y[end - 1])
-        left, value = before[0] + share * (x[end] - before[0]), before[1] + share * (y[end] - before[1])
-        breakpoints[piece] = left
-    slopes[-1] = slope = (ys[-1] - value) / (xs[-1] - left)
-    inside = slice(int(np.searchsorted(xs, left, "right")), None)
-    below = value + slope * (xs[inside] - left) - ys[inside]
-    points[-1] = xs[inside][below.argmax()]
-    return slopes, points, breakpoints, max(0.0, float(below.max()))
 
 
 def _check_interval(interval: tuple[float, float]) -> tuple[float, float]:
@@ -790,6 +857,9 @@ class DifferenceOfMaxouts(nn.Module):
     Shapes:
         those of ``positive``.
 
+    Raises:
+        ValueError: the outputs of the two have different shapes.
+
     Example:
         >>> ramp = difference_of_maxouts(torch.tensor([-1.0, 0.0, 1.0, 2.0]), torch.tensor([0.0, 0.0, 1.0, 1.0]))
         >>> ramp(torch.tensor([[-3.0], [0.5], [7.0]])).flatten().tolist()
@@ -803,7 +873,13 @@ class DifferenceOfMaxouts(nn.Module):
         self.positive, self.negative = positive, negative
 
     def forward(self, input: Tensor) -> Tensor:
-        return self.positive(input) - self.negative(input)
+        added, taken = self.positive(input), self.negative(input)
+        if added.shape != taken.shape:
+            raise ValueError(
+                "positive and negative must have outputs of the same shape, "
+                f"got {tuple(added.shape)} and {tuple(taken.shape)}"
+            )
+        return added - taken
 
 
 def difference_of_maxouts(breakpoints: Tensor, values: Tensor) -> DifferenceOfMaxouts:
@@ -814,18 +890,29 @@ def difference_of_maxouts(breakpoints: Tensor, values: Tensor) -> DifferenceOfMa
     which is :eq:`eq-difference-of-maxouts`: the first unit bends where f bends upwards, the second where it bends
     downwards, by as much.
 
+    The lines start from the piece of f in the middle and bend away from it on both sides. A unit is evaluated in its dtype
+    as :math:`\max (w x + b)`, so that the values are those of f to within
+
+    .. math:: 5 \operatorname{eps} \Bigl( \max |f| + \bigl( |s| + \sum |\text{bends}| \bigr) \max |x| \Bigr)
+
+    for x between the first and the last breakpoint, the maxima over them, and s the slope in the middle; in float64, in which
+    the lines are computed, :math:`(n + 10) \operatorname{eps}`. Far from 0, or with steep pieces, float32 is too coarse: shift
+    x, or take float64.
+
     Args:
-        breakpoints: ``(n,)`` with n at least 2, floating point, strictly rising. Before the first and behind the last, f
+        breakpoints: ``(n,)`` with n at least 2, float32 or float64, strictly rising. Before the first and behind the last, f
             goes on with its first and its last slope.
         values: ``(n,)``, those of f at the breakpoints, the dtype of ``breakpoints``.
 
     Returns:
         A :class:`DifferenceOfMaxouts` of shapes ``(*, 1)`` to ``(*, 1)``, in the dtype of ``breakpoints``. ``positive`` has a piece more
-        than f has upward bends, ``negative`` one more than it has downward bends.
+        than f has upward bends, ``negative`` one more than it has downward bends. Neighbouring breakpoints whose values lie on
+        one line to within 2 eps, as rounding leaves them, are one piece.
 
     Raises:
-        TypeError: a tensor is not floating point, or the dtypes differ.
-        ValueError: another shape, fewer than two breakpoints, breakpoints that do not rise, or a number that is not finite.
+        TypeError: a tensor is neither float32 nor float64, or the dtypes differ.
+        ValueError: another shape, fewer than two breakpoints, breakpoints that do not rise, a number that is not finite, or
+            lines that overflow in the dtype.
 
     Example:
         >>> hat = difference_of_maxouts(torch.tensor([-1.0, 0.0, 1.0]), torch.tensor([0.0, 1.0, 0.0]))
@@ -834,8 +921,32 @@ def difference_of_maxouts(breakpoints: Tensor, values: Tensor) -> DifferenceOfMa
 
     Source: the book, :eq:`eq-difference-of-maxouts`; Goodfellow et al. (2013).
     """
+    _check_path(breakpoints, values)
+    t, y = breakpoints.detach().double(), values.detach().double()
+    corners = _corners(t.tolist(), y.tolist(), torch.finfo(values.dtype).eps)
+    t, y = t[corners], y[corners]
+    slopes = y.diff() / t.diff()
+    bends, at, middle = slopes.diff(), t[1:-1], (len(t) - 1) // 2  # the piece in the middle is before at[middle]
+    up = _bending_line(slopes[middle], y[middle] - slopes[middle] * t[middle], at, bends.clamp(min=0), middle)
+    down = _bending_line(0 * t[0], 0 * t[0], at, (-bends).clamp(min=0), middle)
+    for weight, bias in (up, down):
+        largest = (weight.abs() * t.abs().max() + bias.abs()).max()
+        if not largest <= torch.finfo(values.dtype).max:
+            raise ValueError(
+                f"breakpoints and values must give lines that are finite in {values.dtype}, got slopes up to "
+                f"{slopes.abs().max().item():g} and breakpoints up to {t.abs().max().item():g}"
+            )
+    return DifferenceOfMaxouts(*(_unit(*(part.to(values) for part in lines)) for lines in (up, down)))
+
+
+def _check_path(breakpoints: Tensor, values: Tensor) -> None:
     check_floating("breakpoints", breakpoints)
     check_same_kind("values", values, "breakpoints", breakpoints)
+    if breakpoints.dtype not in (torch.float32, torch.float64):
+        raise TypeError(
+            "breakpoints must be float32 or float64: a line is a slope and an intercept, which in half precision are too "
+            f"coarse for lines that cancel, got {breakpoints.dtype}"
+        )
     if breakpoints.dim() != 1 or len(breakpoints) < 2:
         raise ValueError(f"breakpoints must have shape (n,) with n at least 2, got {tuple(breakpoints.shape)}")
     if values.shape != breakpoints.shape:
@@ -845,18 +956,41 @@ def difference_of_maxouts(breakpoints: Tensor, values: Tensor) -> DifferenceOfMa
     for name, numbers in (("breakpoints", breakpoints), ("values", values)):
         if not bool(torch.isfinite(numbers).all()):
             raise ValueError(f"{name} must be finite, got {numbers.tolist()}")
-    t, y = breakpoints.detach().double(), values.detach().double()
-    if not bool((t.diff() > 0).all()):
+        if not math.isfinite(numbers.max().item() - numbers.min().item()):
+            raise ValueError(f"{name} must have differences that are finite in float64, got {numbers.tolist()}")
+    if not bool((breakpoints.diff() > 0).all()):
         raise ValueError(f"breakpoints must be strictly rising, got {breakpoints.tolist()}")
-    slopes = y.diff() / t.diff()
-    bends = slopes.diff()  # at t[1:-1]
-    zero = slopes.new_zeros(1)
-    positive = _bending_line(slopes[:1], y[:1] - slopes[:1] * t[:1], t[1:-1], bends.clamp(min=0))
-    negative = _bending_line(zero, zero, t[1:-1], (-bends).clamp(min=0))
-    return DifferenceOfMaxouts(*(_unit(*(part.to(values) for part in lines)) for lines in (positive, negative)))
 
 
-def _bending_line(slope: Tensor, intercept: Tensor, at: Tensor, bends: Tensor) -> tuple[Tensor, Tensor]:
-    """Slopes and intercepts of the pieces of a line that bends upwards; where it does not bend, no piece begins."""
-    at, bends = at[bends > 0], bends[bends > 0]
-    return torch.cat([slope, slope + bends.cumsum(0)]), torch.cat([intercept, intercept - (bends * at).cumsum(0)])
+def _corners(t: list[float], y: list[float], eps: float) -> list[int]:
+    """The first, the last, and those between at which the path is not straight to within rounding.
+
+    A piece goes on as long as its chord passes by all points in it, each moved by at most 2 eps of its value or the first.
+    """
+    corners, flattest, steepest = [0], -math.inf, math.inf
+    for j in range(1, len(t)):
+        slope = (y[j] - y[corners[-1]]) / (t[j] - t[corners[-1]])
+        if not flattest <= slope <= steepest:
+            corners.append(j - 1)
+            flattest, steepest = -math.inf, math.inf
+            slope = (y[j] - y[j - 1]) / (t[j] - t[j - 1])
+        first = corners[-1]
+        slack = 2 * eps * max(abs(y[j]), abs(y[first])) / (t[j] - t[first])
+        flattest, steepest = max(flattest, slope - slack), min(steepest, slope + slack)
+    return [*corners, len(t) - 1]
+
+
+def _bending_line(slope: Tensor, intercept: Tensor, at: Tensor, bends: Tensor, middle: int) -> tuple[Tensor, Tensor]:
+    """Slopes and intercepts of the pieces of a convex function with these bends, from left to right.
+
+    Before ``at[middle]`` it is a given line. Where it does not bend, no piece begins.
+    """
+    parts = []
+    for side, sign in ((slice(0, middle), -1), (slice(middle, None), 1)):
+        some = bends[side] > 0
+        by, where = sign * bends[side][some], at[side][some]
+        if sign < 0:  # from the middle to the left
+            by, where = by.flip(0), where.flip(0)
+        parts.append((slope + by.cumsum(0), intercept - (by * where).cumsum(0)))
+    (left, left_at), (right, right_at) = parts
+    return torch.cat([left.flip(0), slope[None], right]), torch.cat([left_at.flip(0), intercept[None], right_at])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from typing import Any
 
 import pytest
@@ -347,6 +348,51 @@ def test_equal_budgets_are_equal() -> None:
         (lambda: difference_of_maxouts(torch.tensor([0.0, 1.0]), torch.ones(3)), ("values", r"\(2,\)", r"\(3,\)")),
         (lambda: difference_of_maxouts(torch.tensor([0.0, math.inf]), torch.ones(2)), ("breakpoints", "finite")),
         (lambda: difference_of_maxouts(torch.arange(2.0), torch.full((2,), math.nan)), ("values", "finite", "nan")),
+        (
+            lambda: difference_of_maxouts(
+                torch.tensor([0.0, 1e-300, 1.0], dtype=D), torch.tensor([0.0, 1e10, 0.0], dtype=D)
+            ),
+            ("breakpoints and values", "finite in torch.float64", "inf"),
+        ),
+        (
+            lambda: difference_of_maxouts(torch.tensor([0.0, 1e-30, 1.0]), torch.tensor([0.0, 1e10, 0.0])),
+            ("breakpoints and values", "finite in torch.float32", "slopes up to 1e\\+40"),
+        ),
+        (
+            lambda: difference_of_maxouts(
+                torch.tensor([0.0, 1e30]), torch.tensor([0.0, 3e38])[[1, 0]] * torch.tensor([1, -1.0])
+            ),
+            ("breakpoints and values", "finite in torch.float32"),
+        ),
+        (
+            lambda: difference_of_maxouts(torch.tensor([-1e308, 1e308], dtype=D), torch.tensor([0.0, 1.0], dtype=D)),
+            ("breakpoints", "differences", "1e\\+308"),
+        ),
+        (
+            lambda: difference_of_maxouts(
+                torch.tensor([-1e308, 0.0, 1e308], dtype=D), torch.tensor([0.0, 0.0, 1.0], dtype=D)
+            ),
+            ("breakpoints", "differences", "1e\\+308"),
+        ),
+        (
+            lambda: difference_of_maxouts(
+                torch.tensor([0.0, 1.0], dtype=D), torch.tensor([-1.7e308, 1.7e308], dtype=D)
+            ),
+            ("values", "differences", "1.7e\\+308"),
+        ),
+        (lambda: Maxout2d(1, 1, 1, 1, stride=0), ("stride", "at least 1", "got 0")),
+        (lambda: Maxout2d(1, 1, 1, 1, dilation=(1, 0)), ("dilation", "at least 1")),
+        (lambda: Maxout2d(1, 1, 1, 1, padding=-1), ("padding", "at least 0", "got -1")),
+        (lambda: Maxout2d(1, 1, 1, 1, padding="full"), ("padding", "same", "valid", "full")),
+        (lambda: Maxout2d(1, 1, 1, 1, 2, "same"), ("stride must be 1", "same", "got 2")),
+        (
+            lambda: DifferenceOfMaxouts(Maxout(1, 1, 2), Maxout(1, 3, 2))(torch.ones(4, 1)),
+            ("positive and negative", r"\(4, 1\)", r"\(4, 3\)"),
+        ),
+        (
+            lambda: convex_interpolant(lambda x: -(x - 5).log(), 20, (5 + 1e-15, 6.0)),
+            ("f must be one that float64 resolves", "20 pieces", "could not be made equal", "between"),
+        ),
         (lambda: convex_interpolant(torch.square, 0, (0.0, 1.0)), ("pieces", "at least 1", "got 0")),
         (lambda: convex_interpolant(torch.square, 1, (1.0, 1.0)), ("interval", "smaller first", "1.0")),
         (lambda: convex_interpolant(torch.square, 1, (0.0, math.inf)), ("interval", "finite", "inf")),
@@ -375,6 +421,9 @@ def test_bad_numbers_and_shapes_are_named(call: Any, said: tuple[str, ...]) -> N
         (lambda: as_maxout(nn.Linear(2, 2)), ("got Linear",)),
         (lambda: difference_of_maxouts([0.0, 1.0], torch.ones(2)), ("breakpoints", "torch tensor", "list")),
         (lambda: difference_of_maxouts(torch.arange(2.0), torch.ones(2, dtype=D)), ("values", "float32", "float64")),
+        (lambda: difference_of_maxouts(*torch.eye(2).half()), ("breakpoints", "half precision", "cancel", "float16")),
+        (lambda: difference_of_maxouts(*torch.eye(2).bfloat16()), ("breakpoints", "float32 or float64", "bfloat16")),
+        (lambda: Maxout2d(1, 1, 1, 1, stride=1.0), ("stride", "int", "float")),
         (lambda: convex_interpolant(torch.square, 2, ("0", 1.0)), ("interval", "number", "str")),
     ],
 )
@@ -563,9 +612,54 @@ def test_a_subclass_with_a_forward_of_its_own_is_refused_and_one_without_is_take
         def forward(self, input: Tensor) -> Tensor:
             return super().forward(input) + 1
 
+    class Doubled(nn.Sequential):
+        def forward(self, input: Tensor) -> Tensor:
+            return 2 * super().forward(input)
+
+    class Plain(nn.Sequential):
+        pass
+
     assert as_maxout(Named()).weight.flatten().tolist() == [0, 1]
-    with raises(TypeError, "their own forward", "got Shifted"):
-        as_maxout(Shifted())
+    assert as_maxout(Plain(nn.Linear(2, 3), nn.ReLU())).pieces == 2
+    replaced = nn.ReLU()
+    replaced.forward = torch.neg
+    for wrong in (Shifted(), nn.Sequential(nn.Linear(2, 3), Shifted())):
+        with raises(TypeError, "their own forward", "got Shifted"):
+            as_maxout(wrong)
+    with raises(TypeError, "their own forward", "got Doubled"):
+        as_maxout(Doubled(nn.Linear(2, 3), nn.ReLU()))
+    with raises(TypeError, "their own forward", "got ReLU"):
+        as_maxout(replaced)
+
+
+@pytest.mark.parametrize("place", ["pair", "linear", "activation", "alone"])
+@pytest.mark.parametrize(
+    "register", ["forward_pre_hook", "forward_hook", "full_backward_pre_hook", "full_backward_hook"]
+)
+def test_a_module_with_a_hook_is_refused(place: str, register: str) -> None:
+    pair = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
+    hooked = {"pair": pair, "linear": pair[0], "activation": pair[1], "alone": pair[1]}[place]
+    handle = getattr(hooked, f"register_{register}")(lambda *_: None)
+    taken = pair[1] if place == "alone" else pair
+    with raises(TypeError, "without hooks"):
+        as_maxout(taken)
+    handle.remove()
+    assert as_maxout(taken).pieces == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, D], ids=str)
+def test_a_leaky_slope_that_float32_has_not_is_that_of_the_module_too(dtype: torch.dtype) -> None:
+    x = torch.cat([randn(300), -randn(300, seed=1) * 1e6]).to(dtype)[:, None]
+    for alpha in (0.01, 0.3, -0.7):
+        module = nn.LeakyReLU(alpha)
+        assert torch.equal(as_maxout(module, dtype=dtype)(x), module(x))
+
+
+def test_at_zero_the_unit_of_a_relu_has_slope_zero_whatever_its_slope_there_is() -> None:
+    for slope in (0.0, 0.5, 1.0):
+        zero = torch.zeros(1, 1, dtype=D, requires_grad=True)
+        unit = as_maxout(rectifiers.ReLU(slope_at_zero=slope), dtype=D)
+        assert torch.autograd.grad(unit(zero).sum(), zero)[0].item() == 0
 
 
 # --- approximation --------------------------------------------------------------------------------
@@ -759,6 +853,42 @@ def test_sixty_four_pieces_of_a_hard_function() -> None:
     torch.testing.assert_close(errors, torch.full((64,), best.error, dtype=D), rtol=1e-9, atol=0)
 
 
+def _equal_ratios(k: int, decades: int) -> tuple[Tensor, float]:
+    """For -log on (10^-decades, 1): where the best lines meet, and their error, which depends on r / l alone."""
+    step = decades * math.log(10) / k
+    quotient = step / math.expm1(step)  # log(q) / (q - 1)
+    return torch.exp(step * torch.arange(1 - k, 0, dtype=D)), quotient - 1 - math.log(quotient)
+
+
+@pytest.mark.theorem("prop-best-tangents")
+@pytest.mark.parametrize("decades", [1, 6, 10, 30, 100, 300])
+@pytest.mark.parametrize("pieces", [1, 2, 5, 16])
+def test_steep_ends_are_resolved(decades: int, pieces: int) -> None:
+    end = 10.0**-decades
+    best = convex_interpolant(lambda x: -x.log(), pieces, (end, 1.0))
+    breakpoints, error = _equal_ratios(pieces, decades)
+    assert math.isclose(best.error, error, rel_tol=1e-9)
+    torch.testing.assert_close(best.breakpoints.log(), breakpoints.log(), rtol=1e-6, atol=0)
+    mirrored = convex_interpolant(lambda x: -(-x).log(), pieces, (-1.0, -end))
+    assert math.isclose(mirrored.error, error, rel_tol=1e-9)
+    torch.testing.assert_close(-mirrored.breakpoints.flip(0), best.breakpoints, rtol=1e-6, atol=0)
+
+
+def test_bends_much_narrower_than_the_samples_are_found() -> None:
+    soft = lambda x: F.softplus(1e8 * x) / 1e8  # two lines, but for 1e-7 about 0
+    assert math.isclose(convex_interpolant(soft, 2, (-1.0, 1.0)).error, math.log(2) / 1e8, rel_tol=1e-5)
+    for pieces in (2, 4, 5):  # two parabolas of 4e-8 f'' = 2e-8; a fifth line at the kink gains next to nothing
+        best = convex_interpolant(lambda x: x.abs() + 1e-8 * x**2, pieces, (-1.0, 1.0))
+        assert math.isclose(best.error, 1e-8 / (2 * (pieces // 2)) ** 2, rel_tol=1e-5)
+
+
+def test_many_pieces_are_quick() -> None:
+    began = time.process_time()
+    best = convex_interpolant(CONVEX["root"][0], 150, (0.0, 1.0))
+    assert time.process_time() - began < 4  # it takes 0.4
+    assert math.isclose(best.error, 1 / (4 * 150 * 151) * 2, rel_tol=1e-6)
+
+
 # --- differences ----------------------------------------------------------------------------------
 
 paths = st.lists(st.tuples(st.integers(1, 9), st.integers(-9, 9)), min_size=2, max_size=9)
@@ -813,6 +943,55 @@ def test_adding_the_folds_makes_any_piecewise_linear_function_convex(d: int, cou
     h = lambda x: f(x) + folds(x)
     assert (2 * h(x) <= h(x - v) + h(x + v)).all()
     assert (2 * folds(x) <= folds(x - v) + folds(x + v)).all()
+
+
+@pytest.mark.theorem("thm-difference-of-maxouts")
+@pytest.mark.parametrize("dtype", [torch.float32, D], ids=str)
+@pytest.mark.parametrize(
+    ("count", "first", "width"), [(500, 0.0, 1.0), (50, 1000.0, 1.0), (40, -1e-3, 1e6), (2, 7.0, 1.0)]
+)
+def test_a_difference_is_wrong_by_rounding_alone(dtype: torch.dtype, count: int, first: float, width: float) -> None:
+    generator = torch.Generator().manual_seed(count)
+    for _ in range(5):
+        t = (first + width * torch.rand(count, dtype=D, generator=generator)).to(dtype).unique()
+        y = torch.randn(len(t), dtype=D, generator=generator).to(dtype)
+        both = difference_of_maxouts(t, y)
+        slopes = y.double().diff() / t.double().diff()
+        steep = slopes[(len(t) - 2) // 2].abs() + slopes.diff().abs().sum()
+        eps = torch.finfo(dtype).eps * (5 if dtype == torch.float32 else len(t) + 10)
+        bound = eps * (y.abs().max() + steep * t.abs().max()).item()
+        x = torch.cat([t, (t[1:] + t[:-1]) / 2])
+        left = (torch.searchsorted(t, x, right=True) - 1).clamp(max=len(t) - 2)
+        wanted = y.double()[left] + slopes[left] * (x.double() - t.double()[left])
+        assert (at(both, x).double() - wanted).abs().max() <= bound
+
+
+def test_the_lines_start_in_the_middle_so_that_less_cancels() -> None:
+    t = torch.arange(101, dtype=D)
+    both = difference_of_maxouts(t, (t % 2))  # slopes 1 and -1 in turn
+    for unit in (both.positive, both.negative):
+        weight, bias = lines(unit)
+        assert weight.abs().max() <= 52  # from an end: 101
+        assert bias.abs().max() <= 4000  # from an end: 5000
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, D], ids=str)
+def test_bends_that_are_rounding_are_none(dtype: torch.dtype) -> None:
+    for count in (11, 100, 1000):
+        t = torch.linspace(0, 1, count, dtype=dtype)
+        for f in (lambda t: 3 * t, lambda t: 0.1 - t / 3, lambda t: 7 * (t - 0.5), torch.zeros_like):
+            both = difference_of_maxouts(t, f(t))
+            assert (both.positive.pieces, both.negative.pieces) == (1, 1)
+        bent = difference_of_maxouts(t, (3 * t).maximum(1 + 0 * t))
+        assert bent.positive.pieces <= 3  # the kink lies between two breakpoints
+        assert bent.negative.pieces == 1
+        curve = difference_of_maxouts(t, t * t)  # true bends, however small, are kept as far as the values show them
+        assert (at(curve, t) - t * t).abs().max() <= 8 * torch.finfo(dtype).eps
+    small = torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0], dtype=dtype)
+    tiny = torch.tensor([0.0, 0.0, 1e-20, 0.0, 0.0], dtype=dtype)
+    hat = difference_of_maxouts(small, tiny)
+    assert (hat.positive.pieces, hat.negative.pieces) == (3, 2)
+    torch.testing.assert_close(at(hat, small), tiny, rtol=0, atol=1e-25)
 
 
 def test_a_difference_keeps_the_dtype_and_is_a_module() -> None:
