@@ -11,12 +11,12 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-import itertools
 import math
 import operator
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ from torch import Tensor, fx, nn
 from torch.overrides import handle_torch_function, has_torch_function
 
 from pwl_lib import logsumexp as lse  # which hands on the names below: loaded first, and only used when functions run
-from pwl_lib._validation import check_finite_number, check_positive
+from pwl_lib._validation import check_number, check_positive
 
 # --- the gap --------------------------------------------------------------------------------------
 
@@ -46,9 +46,8 @@ class Gap:
     """``(C,)`` float64, at least 0."""
     dim: int = -1
     """Along which dimension the channels lie, counted from the end; of no meaning where there is one for all."""
-    order: Literal["exact", "inner", "tiled", "joined"] = "exact"
-    """How C channels lie in a dimension that may be longer. ``inner``: each is repeated, as flattened images are. ``tiled``: their row
-    is repeated. ``joined``: two rows, one after the other, if the tensor has two dimensions; else no order is known."""
+    inner: bool = False
+    """Whether each of the channels is repeated in a dimension that is longer, as those of flattened images are."""
     rank: int | None = None
     """How many dimensions the tensor has, where that is clear."""
 
@@ -62,7 +61,7 @@ class Gap:
 
     @property
     def size(self) -> float:
-        return max(-float(self.low.min()), float(self.high.max()))
+        return max(0.0, -float(self.low.min()), float(self.high.max()))
 
     def hull(self) -> Gap:
         """One interval for all entries: right after any rearrangement, and for any mean."""
@@ -71,21 +70,16 @@ class Gap:
     def along(self, count: int) -> Gap:
         """The gap of each of ``count`` features in the last dimension."""
         channels = len(self.low)
-        if self.is_uniform or self.dim != -1:
+        if self.is_uniform or self.dim != -1 or count % channels or not (self.inner or count == channels):
             gap = self.hull()
             return replace(gap, low=gap.low.expand(count), high=gap.high.expand(count))
-        if channels == count:
-            return replace(self, order="exact")
-        if self.order == "inner" and count % channels == 0:
-            each = count // channels
-            return Gap(self.low.repeat_interleave(each), self.high.repeat_interleave(each), rank=self.rank)
-        if self.order == "tiled" and count % channels == 0:
-            return Gap(self.low.repeat(count // channels), self.high.repeat(count // channels), rank=self.rank)
-        return self.hull().along(count)
+        each = count // channels
+        low, high = self.low.repeat_interleave(each), self.high.repeat_interleave(each)
+        return replace(self, low=low, high=high, inner=False)
 
     def channels(self, count: int, spatial: int) -> Gap:
         """The gap of each of ``count`` channels before the last ``spatial`` dimensions."""
-        if not self.is_uniform and self.dim == -1 - spatial and self.order == "exact" and len(self.low) == count:
+        if not self.is_uniform and self.dim == -1 - spatial and not self.inner and len(self.low) == count:
             return self
         gap = self.hull()
         return Gap(gap.low.expand(count), gap.high.expand(count), -1 - spatial, rank=spatial + 2)
@@ -120,8 +114,7 @@ def _together(first: Gap, second: Gap) -> tuple[Gap, Gap]:
         like, other = (second, first) if first.is_uniform else (first, second)
         spread = replace(like, low=other.low.expand(len(like.low)), high=other.high.expand(len(like.high)))
         return (spread, like) if first.is_uniform else (like, spread)
-    alike = first.dim == second.dim and first.order == second.order and len(first.low) == len(second.low)
-    if alike and first.order != "joined":
+    if first.dim == second.dim and first.inner == second.inner and len(first.low) == len(second.low):
         return first, second
     return first.hull(), second.hull()
 
@@ -158,7 +151,7 @@ def _lse_over(input: Tensor, dim: int, t: float) -> Tensor:
 
 
 @_seen_as_one_call
-def smooth_relu(input: Tensor, inplace: bool = False, *, slope_at_zero: float = 0.0, temperature: float) -> Tensor:
+def smooth_relu(input: Tensor, *, temperature: float) -> Tensor:
     """``LSE_t(0, x)``."""
     if not 1e-30 < temperature < 1e30:  # float32 cannot hold it
         return _lse_over(torch.stack((torch.zeros_like(input), input), -1), -1, temperature)
@@ -166,23 +159,26 @@ def smooth_relu(input: Tensor, inplace: bool = False, *, slope_at_zero: float = 
     return F.softplus(input, temperature, 40.0)
 
 
-def _relu_gap(t: float, gap: Gap, inplace: bool = False, *, slope_at_zero: float = 0.0) -> Gap:
+def _relu_gap(t: float, gap: Gap) -> Gap:
     return _widened(gap, gap.low, _softplus(gap.high, t))
 
 
-def _two_lines(input: Tensor, slope: Tensor | float, t: float) -> Tensor:
+@_seen_as_one_call
+def smooth_leaky_relu(input: Tensor, slope: Tensor | float, *, temperature: float) -> Tensor:
     """Slopes 1 and ``slope``: the smooth maximum of the lines where that is at most 1, the smooth minimum where it is above."""
     sign = torch.where(slope <= 1, 1, -1) if isinstance(slope, Tensor) else 1 if slope <= 1 else -1
     x = sign * input
     other = slope * x
     ahead = (1 - slope) * x
     # Both forms are LSE_t(x, other), and each is exact where the other one would lose digits.
-    first, second = x + smooth_relu(-ahead, temperature=t), other + smooth_relu(ahead, temperature=t)
+    first = x + smooth_relu(-ahead, temperature=temperature)
+    second = other + smooth_relu(ahead, temperature=temperature)
     return sign * torch.where(ahead > 0, first, second)
 
 
-def _two_lines_gap(t: float, gap: Gap, slope: Tensor) -> Gap:
+def _leaky_relu_gap(t: float, gap: Gap, slope: Tensor | float) -> Gap:
     """The maximum of the lines e and slope e, over the ends e of the gap, and the least of all four; turned where it is concave."""
+    slope = _constant(slope)
 
     def convex(gap: Gap) -> tuple[Tensor, Tensor]:
         ends = torch.stack((gap.low, gap.high))
@@ -197,47 +193,25 @@ def _two_lines_gap(t: float, gap: Gap, slope: Tensor) -> Gap:
 
 
 @_seen_as_one_call
-def smooth_leaky_relu(
-    input: Tensor, negative_slope: float = 0.01, inplace: bool = False, *, temperature: float
-) -> Tensor:
-    return _two_lines(input, negative_slope, temperature)
-
-
-def _leaky_relu_gap(t: float, gap: Gap, negative_slope: float = 0.01, inplace: bool = False) -> Gap:
-    check_finite_number("negative_slope", negative_slope)
-    return _two_lines_gap(t, gap, torch.tensor(negative_slope, dtype=torch.float64))
-
-
-@_seen_as_one_call
-def smooth_abs(input: Tensor, *, temperature: float) -> Tensor:
-    return _two_lines(input, -1.0, temperature)
-
-
-def _abs_gap(t: float, gap: Gap) -> Gap:
-    return _two_lines_gap(t, gap, torch.tensor(-1.0, dtype=torch.float64))
-
-
-@_seen_as_one_call
 def smooth_prelu(input: Tensor, weight: Tensor, *, temperature: float) -> Tensor:
     if weight.numel() > 1:
         weight = weight.reshape(-1, *(1,) * (input.dim() - 2))
-    return _two_lines(input, weight, temperature)
+    return smooth_leaky_relu(input, weight, temperature=temperature)
 
 
 def _prelu_gap(t: float, gap: Gap, weight: Tensor) -> Gap:
     slope = _constant(weight).flatten()
-    if len(slope) == 1:
-        return _two_lines_gap(t, gap, slope)
     # The channels of prelu are dimension 1.
-    if gap.rank is not None and gap.dim == 1 - gap.rank and gap.order == "exact" and len(gap.low) == len(slope):
-        return _two_lines_gap(t, gap, slope)
+    in_place = gap.rank is not None and gap.dim == 1 - gap.rank and not gap.inner and len(gap.low) == len(slope)
+    if len(slope) == 1 or in_place:
+        return _leaky_relu_gap(t, gap, slope)
     gap = gap.hull()
-    every = _two_lines_gap(t, replace(gap, low=gap.low.expand(len(slope)), high=gap.high.expand(len(slope))), slope)
-    return every.hull()
+    gap = replace(gap, low=gap.low.expand(len(slope)), high=gap.high.expand(len(slope)))
+    return _leaky_relu_gap(t, gap, slope).hull()
 
 
 @_seen_as_one_call
-def smooth_clamp(input: Tensor, min: float | None = None, max: float | None = None, *, temperature: float) -> Tensor:
+def smooth_clamp(input: Tensor, min: float | None, max: float | None, *, temperature: float) -> Tensor:
     """``a + LSE_t(0, x - a) - LSE_t(0, x - b)``, or the one of the two that there is."""
     low, high = _bounds(min, max)
     if low == high:
@@ -253,7 +227,7 @@ def smooth_clamp(input: Tensor, min: float | None = None, max: float | None = No
     return torch.where(above, high - y, low + y)
 
 
-def _clamp_gap(t: float, gap: Gap, min: float | None = None, max: float | None = None) -> Gap:
+def _clamp_gap(t: float, gap: Gap, min: float | None, max: float | None) -> Gap:
     low, high = _bounds(min, max)
     if low == high:
         return replace(gap, low=torch.zeros_like(gap.low), high=torch.zeros_like(gap.high))
@@ -285,186 +259,99 @@ def _bounds(low: Any, high: Any) -> tuple[float, float]:
 
 
 @_seen_as_one_call
-def smooth_hardtanh(
-    input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False, *, temperature: float
-) -> Tensor:
-    return smooth_clamp(input, min_val, max_val, temperature=temperature)
+def smooth_maximum(input: Tensor, other: Tensor, sign: int, *, temperature: float) -> Tensor:
+    """Of the two; with sign -1 their minimum."""
+    both = torch.stack(torch.broadcast_tensors(sign * input, sign * other), -1)
+    return sign * _lse_over(both, -1, temperature)
 
 
-def _hardtanh_gap(t: float, gap: Gap, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Gap:
-    return _clamp_gap(t, gap, min_val, max_val)
-
-
-@_seen_as_one_call
-def smooth_relu6(input: Tensor, inplace: bool = False, *, temperature: float) -> Tensor:
-    return smooth_clamp(input, 0.0, 6.0, temperature=temperature)
-
-
-def _relu6_gap(t: float, gap: Gap, inplace: bool = False) -> Gap:
-    return _clamp_gap(t, gap, 0.0, 6.0)
-
-
-@_seen_as_one_call
-def smooth_clamp_min(input: Tensor, min: float, *, temperature: float) -> Tensor:
-    return smooth_clamp(input, min, temperature=temperature)
-
-
-def _clamp_min_gap(t: float, gap: Gap, min: float) -> Gap:
-    return _clamp_gap(t, gap, min)
-
-
-@_seen_as_one_call
-def smooth_clamp_max(input: Tensor, max: float, *, temperature: float) -> Tensor:
-    return smooth_clamp(input, None, max, temperature=temperature)
-
-
-def _clamp_max_gap(t: float, gap: Gap, max: float) -> Gap:
-    return _clamp_gap(t, gap, None, max)
-
-
-@_seen_as_one_call
-def smooth_maximum(input: Tensor, other: Tensor, *, temperature: float) -> Tensor:
-    return _lse_over(torch.stack(torch.broadcast_tensors(input, other), -1), -1, temperature)
-
-
-def _maximum_gap(t: float, gap: Any, other: Any) -> Gap:
+def _maximum_gap(t: float, gap: Any, other: Any, sign: int) -> Gap:
     if not all(isinstance(each, (Gap, Tensor, _Free)) for each in (gap, other)):
         raise _Unknown("over a dimension; give it two tensors")
-    pair = _together(*(each if isinstance(each, Gap) else _zero() for each in (gap, other)))
-    low = torch.minimum(pair[0].low, pair[1].low)
-    return _widened(pair[0], low, _lse(torch.stack((pair[0].high, pair[1].high)), t))
+    gaps = (each if isinstance(each, Gap) else _zero() for each in (gap, other))
+    first, second = _together(*(each if sign > 0 else each.turned() for each in gaps))
+    low = torch.minimum(first.low, second.low)
+    largest = _widened(first, low, _lse(torch.stack((first.high, second.high)), t))
+    return largest if sign > 0 else largest.turned()
 
 
 @_seen_as_one_call
-def smooth_minimum(input: Tensor, other: Tensor, *, temperature: float) -> Tensor:
-    return -smooth_maximum(-input, -other, temperature=temperature)
-
-
-def _minimum_gap(t: float, gap: Any, other: Any) -> Gap:
-    turned = (each.turned() if isinstance(each, Gap) else each for each in (gap, other))
-    return _maximum_gap(t, *turned).turned()
+def smooth_max_pool1d(input: Tensor, *words: Any, temperature: float) -> Tensor:
+    kernel, steps, *others = ((word[0] if isinstance(word, (tuple, list)) else word) for word in words[:4])
+    shape = (1, kernel), (1, steps or kernel), (0, others[0]), (1, others[1])
+    return lse.lse_pool2d(input.unsqueeze(-2), *shape, words[4], temperature=temperature).squeeze(-2)
 
 
 @_seen_as_one_call
-def smooth_max_pool2d(
-    input: Tensor,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-    *,
-    ties: str = "row-major",
-    temperature: float,
+def smooth_max_pool2d(input: Tensor, *words: Any, temperature: float) -> Tensor:
+    return lse.lse_pool2d(input, *words[:5], temperature=temperature)
+
+
+def _max_pool_gap(spatial: int, t: float, gap: Gap, kernel_size: Any, *words: Any) -> Gap:
+    if words[-1]:
+        raise _Unknown("that returns the places of the winners, which jump")
+    gap = gap.within_channels(spatial)
+    return _widened(gap, gap.low, gap.high + math.log(_pixels(kernel_size, spatial)) / t)
+
+
+@_seen_as_one_call
+def smooth_maxout(
+    input: Tensor, weight: Tensor, bias: Tensor | None, pieces: int, *words: Any, temperature: float
 ) -> Tensor:
-    return lse.lse_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, temperature=temperature)
+    """Of a linear layer, and of images with the other words of a convolution."""
+    z = F.conv2d(input, weight, bias, *words) if words else F.linear(input, weight, bias)
+    dim = -3 if words else -1
+    return _lse_over(z.unflatten(dim, (-1, pieces)), dim, temperature)
 
 
-def _max_pool_gap(spatial: int) -> Callable[..., Gap]:
-    def rule(
-        t: float,
-        gap: Gap,
-        kernel_size: Any,
-        stride: Any = None,
-        padding: Any = 0,
-        dilation: Any = 1,
-        ceil_mode: bool = False,
-        return_indices: bool = False,
-        *,
-        ties: str = "row-major",
-    ) -> Gap:
-        if return_indices:
-            raise _Unknown("that returns the places of the winners, which jump")
-        gap = gap.within_channels(spatial)
-        return _widened(gap, gap.low, gap.high + math.log(_pixels(kernel_size, spatial)) / t)
-
-    return rule
-
-
-@_seen_as_one_call
-def smooth_max_pool1d(
-    input: Tensor,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-    *,
-    temperature: float,
-) -> Tensor:
-    kernel, steps, around, spread = (
-        word if word is None else word if isinstance(word, int) else word[0]
-        for word in (kernel_size, stride or None, padding, dilation)
-    )
-    one_row = (1, kernel), (1, kernel if steps is None else steps), (0, around), (1, spread)
-    return smooth_max_pool2d(input.unsqueeze(-2), *one_row, ceil_mode, temperature=temperature).squeeze(-2)
-
-
-@_seen_as_one_call
-def smooth_maxout(input: Tensor, weight: Tensor, bias: Tensor | None, pieces: int, *, temperature: float) -> Tensor:
-    z = F.linear(input, weight, bias)
-    return _lse_over(z.unflatten(-1, (-1, pieces)), -1, temperature)
-
-
-def _maxout_gap(t: float, gap: Gap, weight: Tensor, bias: Tensor | None, pieces: int) -> Gap:
-    return _largest_of_groups(t, _linear(gap, weight, bias), pieces)
-
-
-@_seen_as_one_call
-def smooth_maxout2d(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    pieces: int,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-    *,
-    temperature: float,
-) -> Tensor:
-    z = F.conv2d(input, weight, bias, stride, padding, dilation, groups)
-    return _lse_over(z.unflatten(-3, (-1, pieces)), -3, temperature)
-
-
-def _maxout2d_gap(
-    t: float,
-    gap: Gap,
-    weight: Tensor,
-    bias: Tensor | None,
-    pieces: int,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> Gap:
-    return _largest_of_groups(t, _convolution(gap, weight, bias, stride, padding, dilation, groups), pieces)
-
-
-def _largest_of_groups(t: float, gap: Gap, pieces: int) -> Gap:
+def _maxout_gap(t: float, gap: Gap, weight: Tensor, bias: Tensor | None, pieces: int, *words: Any) -> Gap:
+    """Each unit takes the gaps of its own pieces."""
+    gap = _convolution(gap, weight, bias, *words) if words else _linear(gap, weight, bias)
     low, high = (each.reshape(-1, pieces).T for each in (gap.low, gap.high))
     return _widened(gap, low.amin(0), _lse(high, t), pieces)
 
 
-_SWITCHES: dict[str, tuple[Callable[..., Tensor], Callable[..., Gap]]] = {
-    "relu": (smooth_relu, _relu_gap),
-    "leaky_relu": (smooth_leaky_relu, _leaky_relu_gap),
-    "prelu": (smooth_prelu, _prelu_gap),
-    **dict.fromkeys(("abs", "absolute"), (smooth_abs, _abs_gap)),
-    "hardtanh": (smooth_hardtanh, _hardtanh_gap),
-    "relu6": (smooth_relu6, _relu6_gap),
-    **dict.fromkeys(("clamp", "clip"), (smooth_clamp, _clamp_gap)),
-    "clamp_min": (smooth_clamp_min, _clamp_min_gap),
-    "clamp_max": (smooth_clamp_max, _clamp_max_gap),
-    **dict.fromkeys(("maximum", "max"), (smooth_maximum, _maximum_gap)),
-    **dict.fromkeys(("minimum", "min"), (smooth_minimum, _minimum_gap)),
-    "max_pool1d": (smooth_max_pool1d, _max_pool_gap(1)),
-    "max_pool2d": (smooth_max_pool2d, _max_pool_gap(2)),
-    "maxout": (smooth_maxout, _maxout_gap),
-    "maxout2d": (smooth_maxout2d, _maxout2d_gap),
-}
+class _Switch(NamedTuple):
+    smooth: Callable[..., Tensor]
+    gap: Callable[..., Gap]
+    words: Callable[..., tuple[Any, ...]]
+    """From the arguments under which the switch is known to those of the two functions."""
+
+
+def _pool_words(
+    input: Any, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False,
+    return_indices: bool = False, *, ties: str = "row-major",
+) -> tuple[Any, ...]:  # fmt: skip
+    return input, kernel_size, stride, padding, dilation, ceil_mode, return_indices
+
+
+_CLAMP = smooth_clamp, _clamp_gap
+_LEAKY_RELU = smooth_leaky_relu, _leaky_relu_gap
+_MAXIMUM = smooth_maximum, _maximum_gap
+_MAXOUT = smooth_maxout, _maxout_gap
+_SWITCHES: dict[str, _Switch] = {
+    "relu": _Switch(smooth_relu, _relu_gap, lambda input, inplace=False, *, slope_at_zero=0.0: (input,)),
+    "leaky_relu": _Switch(
+        *_LEAKY_RELU, lambda input, negative_slope=0.01, inplace=False: (input, float(negative_slope))
+    ),
+    **dict.fromkeys(("abs", "absolute"), _Switch(*_LEAKY_RELU, lambda input: (input, -1.0))),
+    "prelu": _Switch(smooth_prelu, _prelu_gap, lambda input, weight: (input, weight)),
+    **dict.fromkeys(("clamp", "clip"), _Switch(*_CLAMP, lambda input, min=None, max=None: (input, min, max))),
+    "clamp_min": _Switch(*_CLAMP, lambda input, min: (input, min, None)),
+    "clamp_max": _Switch(*_CLAMP, lambda input, max: (input, None, max)),
+    "hardtanh": _Switch(*_CLAMP, lambda input, min_val=-1.0, max_val=1.0, inplace=False: (input, min_val, max_val)),
+    "relu6": _Switch(*_CLAMP, lambda input, inplace=False: (input, 0.0, 6.0)),
+    **dict.fromkeys(("maximum", "max"), _Switch(*_MAXIMUM, lambda input, other=None: (input, other, 1))),
+    **dict.fromkeys(("minimum", "min"), _Switch(*_MAXIMUM, lambda input, other=None: (input, other, -1))),
+    "max_pool1d": _Switch(smooth_max_pool1d, functools.partial(_max_pool_gap, 1), _pool_words),
+    "max_pool2d": _Switch(smooth_max_pool2d, functools.partial(_max_pool_gap, 2), _pool_words),
+    "maxout": _Switch(*_MAXOUT, lambda input, weight, bias, pieces: (input, weight, bias, pieces)),
+    "maxout2d": _Switch(
+        *_MAXOUT,
+        lambda input, weight, bias, pieces, stride=1, padding=0, dilation=1, groups=1:
+            (input, weight, bias, pieces, stride, padding, dilation, groups),
+    ),
+}  # fmt: skip
 
 
 class SmoothSwitch(nn.Module):
@@ -481,7 +368,8 @@ class SmoothSwitch(nn.Module):
             self.register_parameter(key, parameter)
 
     def forward(self, input: Tensor) -> Tensor:
-        return _SWITCHES[self.name][0](input, **self._parameters, **self.words, temperature=self.temperature)
+        switch = _SWITCHES[self.name]
+        return switch.smooth(*switch.words(input, **self._parameters, **self.words), temperature=self.temperature)
 
     def extra_repr(self) -> str:
         words = {**self.words, "temperature": self.temperature}
@@ -506,7 +394,10 @@ def _constant(value: Any) -> Tensor:
     """A number, or a tensor that does not depend on the input, in float64."""
     if not isinstance(value, (int, float, Tensor)):
         raise _Unknown("with a factor or parameter that depends on the input or is not known before it is run")
-    tensor = torch.as_tensor(value).detach().to("cpu", torch.float64)
+    tensor = torch.as_tensor(value).detach()
+    if tensor.is_complex():
+        raise _Unknown("with complex numbers")
+    tensor = tensor.to("cpu", torch.float64)
     if not bool(torch.isfinite(tensor).all()):
         raise ValueError("parameters of the model must be finite, got NaN or an infinity")
     return tensor
@@ -514,7 +405,6 @@ def _constant(value: Any) -> Tensor:
 
 def _linear(gap: Gap, weight: Tensor, bias: Any = None) -> Gap:
     """Each weight takes the end of the interval that its sign picks. The bias is the same in both networks."""
-    _no_gap(weight, bias)
     matrix = _constant(weight)
     if matrix.dim() != 2:
         raise _Unknown("with a weight that is not a matrix")
@@ -532,7 +422,6 @@ def _convolution(
     groups: int = 1,
 ) -> Gap:
     """As a matrix, over all places of the window; a place in the padding has no gap, and 0 lies in every interval."""
-    _no_gap(weight, bias)
     kernel = _constant(weight)
     spatial = kernel.dim() - 2
     gap = gap.channels(kernel.shape[1] * groups, spatial)
@@ -547,12 +436,7 @@ def _matrix_times(gap: Gap, positive: Tensor, negative: Tensor, terms: int, **wo
     """``(groups, out, in)`` matrices of one sign each, times the channels of each group."""
     low, high = (each.reshape(len(positive), -1, 1) for each in (gap.low, gap.high))
     lower, upper = positive @ low + negative @ high, positive @ high + negative @ low
-    return _widened(gap, lower.flatten(), upper.flatten(), 2 * terms, order="exact", **words)
-
-
-def _no_gap(*values: Any) -> None:
-    if any(isinstance(value, Gap) for value in values):
-        raise _Unknown("with a weight or bias that depends on the input")
+    return _widened(gap, lower.flatten(), upper.flatten(), 2 * terms, inner=False, **words)
 
 
 def _matmul(input: Any, other: Any) -> Gap:
@@ -573,13 +457,7 @@ def _multiplied(gap: Gap, factor: Tensor) -> Gap:
     if factor.numel() == 1:
         return _times(gap, factor.reshape(1))
     channels = len(gap.low)
-    if (
-        gap.order == "exact"
-        and not gap.is_uniform
-        and factor.numel() == channels
-        and -gap.dim <= factor.dim()
-        and factor.shape[gap.dim] == channels
-    ):
+    if channels == factor.numel() and not gap.inner and -gap.dim <= factor.dim() and factor.shape[gap.dim] == channels:
         return _times(gap, factor.flatten())
     gap = gap.hull()
     ends = torch.stack((factor.amin(), factor.amax()))
@@ -606,7 +484,10 @@ def _add(input: Any, other: Any) -> Gap:
     if isinstance(input, Gap) and isinstance(other, Gap):
         input, other = _together(input, other)
         return _widened(input, input.low + other.low, input.high + other.high)
-    return input if isinstance(input, Gap) else other  # a constant cancels
+    gap, constant = (input, other) if isinstance(input, Gap) else (other, input)
+    if not isinstance(constant, _Free):
+        _constant(constant)  # is finite, and cancels
+    return gap
 
 
 def _sub(input: Any, other: Any) -> Gap:
@@ -629,14 +510,13 @@ def _batch_norm(
 ) -> Gap:
     if training or running_var is None:
         raise _Unknown("with the mean and the deviation of the batch; call model.eval() first")
-    _no_gap(running_mean, running_var, weight, bias)
     scale = 1 / torch.sqrt(_constant(running_var) + eps)
     if not bool(torch.isfinite(scale).all()):
         raise _Unknown("with a variance that is not positive")
     scale = scale if weight is None else scale * _constant(weight)
     if not gap.is_uniform and gap.rank is not None and gap.dim == 1 - gap.rank:
         gap = gap.along(len(scale)) if gap.dim == -1 else gap
-        if gap.order == "exact" and len(gap.low) == len(scale):
+        if not gap.inner and len(gap.low) == len(scale):
             return _times(gap, scale)
     if gap.is_uniform and gap.rank is not None:
         spread = replace(gap, low=gap.low.expand(len(scale)), high=gap.high.expand(len(scale)), dim=1 - gap.rank)
@@ -650,33 +530,22 @@ def _dropout(gap: Gap, p: float = 0.5, training: bool = True, inplace: bool = Fa
     return gap
 
 
-def _average_pool(spatial: int) -> Callable[..., Gap]:
-    def rule(
-        gap: Gap,
-        kernel_size: Any,
-        stride: Any = None,
-        padding: Any = 0,
-        ceil_mode: bool = False,
-        count_include_pad: bool = True,
-        divisor_override: int | None = None,
-    ) -> Gap:
-        gap = gap.within_channels(spatial)
-        if not divisor_override:
-            return gap  # a mean of entries and zeros, each of them in the interval
-        return _times(gap, torch.tensor([_pixels(kernel_size, spatial) / divisor_override], dtype=torch.float64))
-
-    return rule
+def _average_pool(
+    spatial: int, gap: Gap, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False,
+    count_include_pad: bool = True, divisor_override: int | None = None,
+) -> Gap:  # fmt: skip
+    gap = gap.within_channels(spatial)
+    if divisor_override is None:
+        return gap  # a mean of entries and zeros, each of them in the interval
+    return _times(gap, torch.tensor([_pixels(kernel_size, spatial) / divisor_override], dtype=torch.float64))
 
 
-def _adaptive_average_pool(spatial: int) -> Callable[..., Gap]:
-    def rule(gap: Gap, output_size: Any) -> Gap:
-        return gap.within_channels(spatial)
-
-    return rule
+def _adaptive_average_pool(gap: Gap, output_size: Any) -> Gap:
+    return gap.within_channels(2)
 
 
 def _pixels(kernel_size: Any, spatial: int) -> int:
-    sizes = (kernel_size,) * spatial if isinstance(kernel_size, int) else tuple(kernel_size)
+    sizes = tuple(kernel_size) if isinstance(kernel_size, (tuple, list)) else (kernel_size,) * spatial
     if not all(isinstance(size, int) for size in sizes):
         raise _Unknown("with a window whose size is not known before it is run")
     return math.prod(sizes * spatial if len(sizes) == 1 else sizes)
@@ -692,22 +561,16 @@ def _cat(tensors: Sequence[Any], dim: int = 0) -> Gap:
         rank=ranks.pop() if len(ranks) == 1 else None,
     )
     first = gaps[0]
-    if (
-        len(gaps) < len(parts)
-        or not isinstance(dim, int)
-        or any(gap.is_uniform or gap.dim != first.dim or gap.order != "exact" for gap in gaps)
-    ):
+    if len(gaps) < len(parts) or any(gap.is_uniform or gap.dim != first.dim or gap.inner for gap in gaps):
         return hull
-    whole = replace(first, low=torch.cat([gap.low for gap in gaps]), high=torch.cat([gap.high for gap in gaps]))
-    if dim == first.dim or (hull.rank is not None and dim == hull.rank + first.dim):
-        return whole
-    # (N, d) and (N, T, d) are both possible: what is next tells.
-    return replace(whole, order="joined") if dim == 1 and first.dim == -1 and hull.rank is None else hull
+    if dim != first.dim and (hull.rank is None or dim != hull.rank + first.dim):
+        return hull
+    return replace(first, low=torch.cat([gap.low for gap in gaps]), high=torch.cat([gap.high for gap in gaps]))
 
 
 def _mean(gap: Gap, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Gap:
     dims = (dim,) if isinstance(dim, int) else dim
-    if gap.is_uniform or dims is None or gap.order != "exact":
+    if gap.is_uniform or not dims or gap.inner:  # no dimension, or an empty list of them, is all of them
         return gap.hull()
     if any(each >= 0 for each in dims) and gap.rank is None:
         return gap.hull()
@@ -723,15 +586,10 @@ def _mean(gap: Gap, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
 def _flatten(gap: Gap, start_dim: int = 0, end_dim: int = -1) -> Gap:
     if gap.is_uniform:
         return replace(gap, rank=2 if (start_dim, end_dim) == (1, -1) else None)
-    last = end_dim == -1 or (gap.rank is not None and end_dim == gap.rank - 1)
-    if not last or gap.order == "joined":
+    if end_dim != -1 and (gap.rank is None or end_dim != gap.rank - 1):
         return gap.hull()
-    if start_dim == 1 and gap.dim == -1:
-        if gap.rank == 2:
-            return gap
-        return replace(gap, order="tiled", rank=2) if gap.order == "exact" else gap.hull()
     if start_dim == 1 and gap.rank is not None and gap.dim == 1 - gap.rank:
-        return replace(gap, dim=-1, order="inner", rank=2)
+        return gap if gap.dim == -1 else replace(gap, dim=-1, inner=True, rank=2)
     start = start_dim if start_dim < 0 else start_dim - gap.rank if gap.rank is not None else None
     if start is not None and gap.dim < start:  # what is flattened lies behind the channels
         return replace(gap, dim=gap.dim - start - 1, rank=None if gap.rank is None else gap.rank + start + 1)
@@ -755,6 +613,7 @@ def _rearranged(gap: Gap, *words: Any, **others: Any) -> Gap:
 
 
 def _padded(gap: Gap, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Gap:
+    _constant(value or 0.0)  # is finite
     return gap.within_channels(len(pad) // 2)
 
 
@@ -771,18 +630,14 @@ def _kept(gap: Gap, *words: Any, **others: Any) -> Gap:
     return gap
 
 
-def _item(gap: Any, index: Any) -> Any:
-    return gap.hull()
-
-
 _AFFINE: dict[str, Callable[..., Any]] = {
     "linear": _linear,
     **dict.fromkeys(("matmul", "__matmul__", "mm"), _matmul),
-    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolution),
+    **dict.fromkeys(("conv1d", "conv2d"), _convolution),
     "batch_norm": _batch_norm,
-    **dict.fromkeys(("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"), _dropout),
-    **{f"avg_pool{d}d": _average_pool(d) for d in (1, 2, 3)},
-    **{f"adaptive_avg_pool{d}d": _adaptive_average_pool(d) for d in (1, 2, 3)},
+    **dict.fromkeys(("dropout", "dropout1d", "dropout2d", "dropout3d"), _dropout),
+    **{f"avg_pool{d}d": functools.partial(_average_pool, d) for d in (1, 2)},
+    "adaptive_avg_pool2d": _adaptive_average_pool,
     **dict.fromkeys(("add", "iadd"), _add),
     **dict.fromkeys(("sub", "isub", "subtract"), _sub),
     **dict.fromkeys(("mul", "imul", "multiply"), _mul),
@@ -794,24 +649,25 @@ _AFFINE: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("view", "reshape"), _reshape),
     **dict.fromkeys(
         ("permute", "transpose", "t", "squeeze", "unsqueeze", "unflatten", "expand", "repeat", "chunk", "split", "unbind",
-         "flip", "movedim", "narrow", "select", "index_select"), _rearranged
+         "flip", "movedim", "narrow", "select", "index_select",
+         "getitem"), _rearranged
     ),
     **dict.fromkeys(("contiguous", "clone", "identity", "float", "double", "detach"), _kept),
     "to": _converted,
     "pad": _padded,
-    "getitem": _item,
 }  # fmt: skip
 
 # Rules that ask how many dimensions there are, or which of them is the batch.
 _RANKED = frozenset({"batch_norm", "prelu", "flatten", "view", "reshape", "mean", "cat", "concat", "concatenate"})
+_OF_TWO = frozenset({_add, _sub, _mul, _div, _matmul, _cat, _MAXIMUM[0]})
 _IN_PLACE = frozenset({"iadd", "isub", "imul", "itruediv"})
 _VIEWS = frozenset(
     "flatten view reshape permute transpose t squeeze unsqueeze unflatten expand chunk split unbind movedim narrow select "
-    "contiguous identity float double to detach getitem dropout dropout1d dropout2d dropout3d alpha_dropout "
-    "feature_alpha_dropout expect_shape".split()
+    "contiguous identity float double to detach getitem dropout dropout1d dropout2d dropout3d "
+    "expect_shape".split()
 )
 _FROM_SHAPES = frozenset(
-    "size dim numel zeros ones full arange zeros_like ones_like full_like new_zeros new_ones new_full getitem add sub mul "
+    "size dim numel zeros ones arange zeros_like ones_like new_zeros new_ones getitem add sub mul "
     "floordiv truediv mod neg".split()
 )
 _SHAPES = frozenset({"shape", "ndim", "dtype", "device"})
@@ -835,10 +691,10 @@ _MODULES: dict[str, tuple[str, str, str]] = {
     "Identity": ("identity", "", ""),
     "Dropout": ("dropout", "", "p training"),
     "AvgPool1d": ("avg_pool1d", "", "kernel_size"),
-    **{f"AvgPool{d}d": (f"avg_pool{d}d", "", "kernel_size divisor_override") for d in (2, 3)},
-    **{f"AdaptiveAvgPool{d}d": (f"adaptive_avg_pool{d}d", "", "output_size") for d in (1, 2, 3)},
-    **{f"Conv{d}d": (f"conv{d}d", "weight bias", "groups") for d in (1, 2, 3)},
-    **{f"BatchNorm{d}d": ("batch_norm", "running_mean running_var weight bias", "training eps") for d in (1, 2, 3)},
+    "AvgPool2d": ("avg_pool2d", "", "kernel_size divisor_override"),
+    "AdaptiveAvgPool2d": ("adaptive_avg_pool2d", "", "output_size"),
+    **{f"Conv{d}d": (f"conv{d}d", "weight bias", "groups") for d in (1, 2)},
+    **{f"BatchNorm{d}d": ("batch_norm", "running_mean running_var weight bias", "training eps") for d in (1, 2)},
     **{f"Dropout{d}d": ("dropout", "", "p training") for d in (1, 2, 3)},
 }
 
@@ -864,23 +720,40 @@ def expect_shape(input: Tensor, rank: int | None, sizes: Sequence[int] = ()) -> 
 # --- the walk -------------------------------------------------------------------------------------
 
 
-class _Proxy(fx.Proxy):
+class _Untyped:
+    """Traced code does not see what a tensor or a size is. Code that asks would go another way than at a run, so it may not."""
+
+    @property
+    def __class__(self) -> Any:  # what `isinstance` asks for
+        asks = sys._getframe(1)
+        inside = str(asks.f_globals.get("__name__")).startswith("torch") and asks.f_code.co_name != "is_tensor"
+        if inside or not {"isinstance", "__class__"} & set(
+            asks.f_code.co_names
+        ):  # torch's C code asks in the name of its caller
+            return type(self)
+        raise TypeError("its code asks for the type of a tensor or of a size, which is not known when it is traced")
+
+
+class _Attribute(_Untyped, fx.proxy.Attribute):
+    pass
+
+
+def _in_place(operation: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self, other: self.tracer.create_proxy("call_function", operation, (self, other), {})
+
+
+class _Proxy(_Untyped, fx.Proxy):
     """Keeps `x += y` apart from `x = x + y`, since it changes what other names see."""
 
-    def _in_place(self, operation: Callable[..., Any], other: Any) -> Any:
-        return self.tracer.create_proxy("call_function", operation, (self, other), {})
+    __iadd__ = _in_place(operator.iadd)
+    __isub__ = _in_place(operator.isub)
+    __imul__ = _in_place(operator.imul)
+    __itruediv__ = _in_place(operator.itruediv)
 
-    def __iadd__(self, other: Any) -> Any:
-        return self._in_place(operator.iadd, other)
-
-    def __isub__(self, other: Any) -> Any:
-        return self._in_place(operator.isub, other)
-
-    def __imul__(self, other: Any) -> Any:
-        return self._in_place(operator.imul, other)
-
-    def __itruediv__(self, other: Any) -> Any:
-        return self._in_place(operator.itruediv, other)
+    def __getattr__(self, name: str) -> Any:
+        if not hasattr(Tensor, name):
+            raise AttributeError(f"'Tensor' object has no attribute '{name}'")
+        return _Attribute(self, name)
 
 
 class _Tracer(fx.Tracer):
@@ -892,32 +765,33 @@ class _Tracer(fx.Tracer):
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
 
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        """Arguments that have defaults are left at them, since code may branch on them; the copy does not take them."""
+        words = list(inspect.signature(root_fn).parameters.values())[1:]
+        names = [word.name for word in words if word.kind <= word.POSITIONAL_OR_KEYWORD and word.default is word.empty]
+        if not names:
+            raise TypeError("its forward has no argument that must be given")
+        return root_fn, [self.root, *(self.create_proxy("placeholder", name, (), {}) for name in names)]
+
 
 def _is_known(module: nn.Module) -> bool:
     kind = type(module)
     return kind.__module__.startswith(("torch.nn.modules.", "pwl_lib.")) and kind.__name__ in _MODULES
 
 
+def _where(path: str, kind: type) -> str:
+    return f"module '{path}' ({kind.__name__})" if path else f"the model ({kind.__name__})"
+
+
 def _trace(root: nn.Module) -> fx.Graph:
     """The graph of a module. Constants that its code makes become attributes of the module."""
-    again = copy.deepcopy(root)
+    tracer = _Tracer()
     try:
-        with torch.no_grad():
-            graph = _Tracer().trace(root)
-            second = _Tracer().trace(again)
+        with torch.enable_grad():  # code may ask, and this is the answer that most runs give
+            return tracer.trace(root)
     except Exception as error:
-        raise TypeError(f"model must be a module that torch.fx can trace: {error}") from error
-    for node, twin in itertools.zip_longest(graph.nodes, second.nodes):
-        alike = node is not None and twin is not None and (node.op, node.target) == (twin.op, twin.target)
-        if alike and node.op == "get_attr":
-            alike = torch.equal(
-                *(operator.attrgetter(str(each.target))(of) for each, of in ((node, root), (twin, again)))
-            )
-        if not alike:
-            raise TypeError(
-                "model must be a function of its input, but its code does something else when it runs again"
-            )
-    return graph
+        where = _where(*next(reversed(tracer.module_stack.values()), ("", type(root))))
+        raise TypeError(f"model must be a module that torch.fx can trace, but {where} stops it: {error}") from error
 
 
 class _Walk:
@@ -946,42 +820,43 @@ class _Walk:
         if node.op == "placeholder":
             return _zero()
         if node.op == "get_attr":
-            return operator.attrgetter(str(node.target))(self.root)
+            value = operator.attrgetter(str(node.target))(self.root)
+            if issubclass(type(value), fx.Proxy):
+                path, _, name = str(node.target).rpartition(".")
+                where = _where(path, type(self.root.get_submodule(path)))
+                raise TypeError(f"model must keep no state, but {where} assigns to its buffer {name} when it runs")
+            return value
         try:
             if node.op == "call_module":
                 return self.visit_module(node)
             return self.visit_function(node)
         except _Unknown as reason:
             raise TypeError(f"{self.refusal(node)} {reason}".rstrip()) from None
+        except (AttributeError, IndexError, KeyError, OverflowError, RuntimeError, TypeError) as error:
+            raise TypeError(f"{self.refusal(node)} with arguments that are not known here ({error})") from error
 
     def refusal(self, node: fx.Node) -> str:
         stack = list(node.meta.get("nn_module_stack", {}).values())
         path, kind = stack[-1] if stack else ("", type(self.root))
         if node.op == "call_module":
             path, kind = node.target, type(self.root.get_submodule(str(node.target)))
-        where = f"module '{path}' ({kind.__name__})" if path else f"the model ({kind.__name__})"
-        if node.op != "call_module":
-            applied = (
-                node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-            )
-        else:
-            applied = (
-                _MODULES[kind.__name__][0] if _is_known(self.root.get_submodule(str(node.target))) else kind.__name__
-            )
-        return f"model must be made of affine maps and of switches that smooth knows; {where} applies {applied}"
+        applied = _name(self.root, node)
+        grows = applied.lower().replace("_", "").startswith(("adaptivemaxpool", "amax", "amin"))
+        hint = ", whose gap grows with the size of its input; use MaxPool2d with the size of the image" if grows else ""
+        known = "model must be made of affine maps and of switches that smooth knows"
+        return f"{known}; {_where(path, kind)} applies {applied}{hint}"
 
     def visit_module(self, node: fx.Node) -> Any:
         module = self.root.get_submodule(str(node.target))
         if not _is_known(module):
-            raise _Unknown("")
+            raise _Unknown()
         name, parameters, words = _MODULES[type(module).__name__]
         given = {key: getattr(module, key) for key in (*parameters.split(), *words.split())}
-        gap = self.values[node.args[0]] if len(node.args) == 1 and not node.kwargs else None  # type: ignore[index]
-        if not isinstance(gap, Gap):
-            raise _Unknown("to something else than one tensor that depends on the input")
+        if len(node.args) != 1 or node.kwargs:
+            raise _Unknown("to something else than one tensor")
         if getattr(module, "inplace", False):
             self.check_alone(node)
-        result = self.apply(name, node, (gap,), given)
+        result = self.apply(name, node, (self.values[node.args[0]],), given)  # type: ignore[index]
         if name == "max_pool2d":
             given.pop("return_indices")
             self.smooth[str(node.target)] = lse.LSEPool2d(**given, temperature=self.temperature)
@@ -1010,13 +885,14 @@ class _Walk:
             kwargs = dict(kwargs)
             args = (kwargs.pop("input"), *args)
         if base not in _SWITCHES and base not in _AFFINE:
-            raise _Unknown("")
+            raise _Unknown()
         result = self.apply(base, node, args, kwargs)
         if in_place:
             self.check_alone(node)
         if base in _SWITCHES:
-            node.op, node.target = "call_function", _SWITCHES[base][0]
-            node.kwargs = {**node.kwargs, "temperature": self.temperature}
+            switch = _SWITCHES[base]
+            node.op, node.target = "call_function", switch.smooth
+            node.args, node.kwargs = switch.words(*node.args, **node.kwargs), {"temperature": self.temperature}
         return result
 
     def visit_constant(
@@ -1028,26 +904,34 @@ class _Walk:
             if base not in _FROM_SHAPES and base not in _IN_PLACE:
                 raise _Unknown("to shapes")
             return FREE
-        call = (lambda: getattr(args[0], base)(*args[1:], **kwargs)) if node.op == "call_method" else None
-        with torch.no_grad(), torch.random.fork_rng([]):
-            once, again = (call() if call else node.target(*args, **kwargs) for _ in range(2))  # type: ignore[operator]
-        if isinstance(once, Tensor) and not torch.equal(once, again):
-            raise _Unknown("which is random")
-        return once
+        if node.op == "call_method":
+            return getattr(args[0], base)(*args[1:], **kwargs)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
 
     def apply(self, base: str, node: fx.Node, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """The rule of an operation. Where it asks for the dimensions of its input, these are seen to when the network runs."""
-        rule = _SWITCHES[base][1] if base in _SWITCHES else _AFFINE[base]
-        words = (self.temperature, *args) if base in _SWITCHES else tuple(args)
+        switch = _SWITCHES.get(base)
         try:
-            bound = inspect.signature(rule).bind(*words, **kwargs)
+            bound = inspect.signature(switch.words if switch else _AFFINE[base]).bind(*args, **kwargs)
         except TypeError as error:
             raise _Unknown(f"with arguments that are not known here ({error})") from None
+        leaves: list[Any] = []
+        fx.node.map_aggregate((bound.args, bound.kwargs), leaves.append)
+        for leaf in leaves:
+            if isinstance(leaf, Tensor):
+                _constant(leaf)  # is finite
+        if (switch.smooth if switch else _AFFINE[base]) not in _OF_TWO:
+            if not isinstance(bound.args[0], Gap):
+                raise _Unknown("to something that does not depend on the input")
+            if sum(isinstance(leaf, Gap) for leaf in leaves) > 1:
+                raise _Unknown("with an argument, beside the first, that depends on the input")
         if bound.arguments.get("inplace"):
             self.check_alone(node)
         if base in _RANKED:
             self.assume(base, node, bound.arguments)
-        return rule(*bound.args, **bound.kwargs)
+        if switch:
+            return switch.gap(self.temperature, *switch.words(*bound.args, **bound.kwargs))
+        return _AFFINE[base](*bound.args, **bound.kwargs)
 
     def assume(self, base: str, node: fx.Node, words: dict[str, Any]) -> None:
         sources = [each for each in node.all_input_nodes if isinstance(self.values[each], Gap)]
@@ -1062,7 +946,8 @@ class _Walk:
             if count == 1:
                 return
             if gap.rank is None and gap.dim == -1 and len(gap.low) == count:
-                words["gap"] = gap = replace(gap, order="exact", rank=2)  # (N, d), and not (N, T, d) with T = d
+                gap = replace(gap, inner=False, rank=2)  # (N, d), and not (N, T, d) with T = d
+                words[next(iter(words))] = gap
         elif base in ("view", "reshape"):
             shape = node.args[1:]
             sizes = tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
@@ -1162,31 +1047,47 @@ def smooth(model: nn.Module, temperature: float) -> Smoothed:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch module, got {type(model).__name__}")
-    check_finite_number("temperature", temperature)
+    if isinstance(temperature, bool):
+        raise TypeError("temperature must be a number, got bool")
+    check_number("temperature", temperature)
+    try:
+        temperature = float(temperature)
+    except OverflowError:
+        raise ValueError("temperature must be finite and above 0, got an int that no float64 can hold") from None
     check_positive("temperature", temperature)
     model = getattr(model, "_orig_mod", model)  # what torch.compile was given
+    hooks = nn.modules.module
+    if hooks._global_forward_hooks or hooks._global_forward_pre_hooks:
+        raise TypeError(
+            "model must compute what its classes say, but there are forward hooks for all modules; remove them first"
+        )
     for path, module in model.named_modules():
-        if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
-            where = f"module '{path}'" if path else "the model"
+        kind = type(module)
+        called = kind.__call__ is not nn.Module.__call__ and not isinstance(module, fx.GraphModule)
+        if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module) or called:
             raise TypeError(
-                f"model must compute what its classes say, but {where} ({type(module).__name__}) has forward hooks or a "
-                "forward of its own; remove them first"
+                f"model must compute what its classes say, but {_where(path, kind)} has forward hooks, or a forward or "
+                "__call__ of its own; remove them first"
             )
-    root = copy.deepcopy(model)
+        if module.training and kind.__name__.startswith(("BatchNorm", "Dropout")) and getattr(module, "p", 1) > 0:
+            raise TypeError(
+                f"model must be in evaluation mode, but {_where(path, kind)} trains; call model.eval() first"
+            )
+    root = copy.deepcopy(model).eval()
     alone = _is_known(root)
     if alone:
         root = nn.Sequential(root)
-    graph = _trace(root)
-    walk = _Walk(root, graph, temperature)
-    with torch.no_grad():
+    with torch.random.fork_rng([]), torch.no_grad():
+        state = torch.get_rng_state()
+        graph = _trace(root)
+        walk = _Walk(root, graph, temperature)
         bound = walk.run()
+        if not torch.equal(state, torch.get_rng_state()):
+            raise TypeError("model must be a function of its input, but its code draws random numbers")
     for path, module in walk.smooth.items():
         parent, _, name = path.rpartition(".")
-        module.train(root.get_submodule(path).training)
         setattr(root.get_submodule(parent), name, module)
     for node in graph.nodes:
         node.type = None  # an annotation that is a string cannot be pickled
     net: nn.Module = fx.GraphModule(root, graph, type(model).__name__)
-    if alone:
-        net = net.get_submodule("0")
-    return Smoothed(net, bound)
+    return Smoothed((net.get_submodule("0") if alone else net).eval(), bound)
