@@ -14,7 +14,7 @@ import inspect
 import math
 import operator
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -166,6 +166,8 @@ def _relu_gap(t: float, gap: Gap) -> Gap:
 @_seen_as_one_call
 def smooth_leaky_relu(input: Tensor, slope: Tensor | float, *, temperature: float) -> Tensor:
     """Slopes 1 and ``slope``: the smooth maximum of the lines where that is at most 1, the smooth minimum where it is above."""
+    if isinstance(slope, Tensor) and slope.numel() > 1:
+        slope = slope.reshape(-1, *(1,) * (input.dim() - 2))  # of prelu: one for each channel
     sign = torch.where(slope <= 1, 1, -1) if isinstance(slope, Tensor) else 1 if slope <= 1 else -1
     x = sign * input
     other = slope * x
@@ -190,13 +192,6 @@ def _leaky_relu_gap(t: float, gap: Gap, slope: Tensor | float) -> Gap:
     turned_low, turned_high = convex(gap.turned())
     side = slope <= 1
     return _widened(gap, torch.where(side, low, -turned_high), torch.where(side, high, -turned_low))
-
-
-@_seen_as_one_call
-def smooth_prelu(input: Tensor, weight: Tensor, *, temperature: float) -> Tensor:
-    if weight.numel() > 1:
-        weight = weight.reshape(-1, *(1,) * (input.dim() - 2))
-    return smooth_leaky_relu(input, weight, temperature=temperature)
 
 
 def _prelu_gap(t: float, gap: Gap, weight: Tensor) -> Gap:
@@ -276,18 +271,15 @@ def _maximum_gap(t: float, gap: Any, other: Any, sign: int) -> Gap:
 
 
 @_seen_as_one_call
-def smooth_max_pool1d(input: Tensor, *words: Any, temperature: float) -> Tensor:
+def smooth_max_pool(input: Tensor, spatial: int, *words: Any, temperature: float) -> Tensor:
+    if spatial == 2:
+        return lse.lse_pool2d(input, *words[:5], temperature=temperature)
     kernel, steps, *others = ((word[0] if isinstance(word, (tuple, list)) else word) for word in words[:4])
     shape = (1, kernel), (1, steps or kernel), (0, others[0]), (1, others[1])
     return lse.lse_pool2d(input.unsqueeze(-2), *shape, words[4], temperature=temperature).squeeze(-2)
 
 
-@_seen_as_one_call
-def smooth_max_pool2d(input: Tensor, *words: Any, temperature: float) -> Tensor:
-    return lse.lse_pool2d(input, *words[:5], temperature=temperature)
-
-
-def _max_pool_gap(spatial: int, t: float, gap: Gap, kernel_size: Any, *words: Any) -> Gap:
+def _max_pool_gap(t: float, gap: Gap, spatial: int, kernel_size: Any, *words: Any) -> Gap:
     if words[-1]:
         raise _Unknown("that returns the places of the winners, which jump")
     gap = gap.within_channels(spatial)
@@ -319,10 +311,10 @@ class _Switch(NamedTuple):
 
 
 def _pool_words(
-    input: Any, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False,
-    return_indices: bool = False, *, ties: str = "row-major",
+    spatial: int, input: Any, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
+    ceil_mode: bool = False, return_indices: bool = False, *, ties: str = "row-major",
 ) -> tuple[Any, ...]:  # fmt: skip
-    return input, kernel_size, stride, padding, dilation, ceil_mode, return_indices
+    return input, spatial, kernel_size, stride, padding, dilation, ceil_mode, return_indices
 
 
 _CLAMP = smooth_clamp, _clamp_gap
@@ -335,7 +327,7 @@ _SWITCHES: dict[str, _Switch] = {
         *_LEAKY_RELU, lambda input, negative_slope=0.01, inplace=False: (input, float(negative_slope))
     ),
     **dict.fromkeys(("abs", "absolute"), _Switch(*_LEAKY_RELU, lambda input: (input, -1.0))),
-    "prelu": _Switch(smooth_prelu, _prelu_gap, lambda input, weight: (input, weight)),
+    "prelu": _Switch(smooth_leaky_relu, _prelu_gap, lambda input, weight: (input, weight)),
     **dict.fromkeys(("clamp", "clip"), _Switch(*_CLAMP, lambda input, min=None, max=None: (input, min, max))),
     "clamp_min": _Switch(*_CLAMP, lambda input, min: (input, min, None)),
     "clamp_max": _Switch(*_CLAMP, lambda input, max: (input, None, max)),
@@ -343,8 +335,8 @@ _SWITCHES: dict[str, _Switch] = {
     "relu6": _Switch(*_CLAMP, lambda input, inplace=False: (input, 0.0, 6.0)),
     **dict.fromkeys(("maximum", "max"), _Switch(*_MAXIMUM, lambda input, other=None: (input, other, 1))),
     **dict.fromkeys(("minimum", "min"), _Switch(*_MAXIMUM, lambda input, other=None: (input, other, -1))),
-    "max_pool1d": _Switch(smooth_max_pool1d, functools.partial(_max_pool_gap, 1), _pool_words),
-    "max_pool2d": _Switch(smooth_max_pool2d, functools.partial(_max_pool_gap, 2), _pool_words),
+    "max_pool1d": _Switch(smooth_max_pool, _max_pool_gap, functools.partial(_pool_words, 1)),
+    "max_pool2d": _Switch(smooth_max_pool, _max_pool_gap, functools.partial(_pool_words, 2)),
     "maxout": _Switch(*_MAXOUT, lambda input, weight, bias, pieces: (input, weight, bias, pieces)),
     "maxout2d": _Switch(
         *_MAXOUT,
@@ -413,13 +405,7 @@ def _linear(gap: Gap, weight: Tensor, bias: Any = None) -> Gap:
 
 
 def _convolution(
-    gap: Gap,
-    weight: Tensor,
-    bias: Any = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
+    gap: Gap, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
 ) -> Gap:
     """As a matrix, over all places of the window; a place in the padding has no gap, and 0 lies in every interval."""
     kernel = _constant(weight)
@@ -451,7 +437,10 @@ def _times(gap: Gap, factor: Tensor) -> Gap:
     return _widened(gap, ends.amin(0), ends.amax(0))
 
 
-def _multiplied(gap: Gap, factor: Tensor) -> Gap:
+def _mul(input: Any, other: Any) -> Gap:
+    if isinstance(input, Gap) and isinstance(other, Gap):
+        raise _Unknown("of two tensors that depend on the input")
+    gap, factor = (input, _constant(other)) if isinstance(input, Gap) else (other, _constant(input))
     if factor.numel() == 0:
         raise _Unknown("by an empty tensor")
     if factor.numel() == 1:
@@ -464,20 +453,13 @@ def _multiplied(gap: Gap, factor: Tensor) -> Gap:
     return _times(replace(gap, low=gap.low.expand(2), high=gap.high.expand(2)), ends).hull()
 
 
-def _mul(input: Any, other: Any) -> Gap:
-    if isinstance(input, Gap) and isinstance(other, Gap):
-        raise _Unknown("of two tensors that depend on the input")
-    gap, factor = (input, other) if isinstance(input, Gap) else (other, input)
-    return _multiplied(gap, _constant(factor))
-
-
 def _div(input: Any, other: Any) -> Gap:
     if not isinstance(input, Gap):
         raise _Unknown("by a tensor that depends on the input")
     divisor = _constant(other)
     if not bool(divisor.all()):
         raise _Unknown("by 0")
-    return _multiplied(input, 1 / divisor)
+    return _mul(input, 1 / divisor)
 
 
 def _add(input: Any, other: Any) -> Gap:
@@ -494,20 +476,10 @@ def _sub(input: Any, other: Any) -> Gap:
     return _add(input, other.turned() if isinstance(other, Gap) else other)
 
 
-def _neg(gap: Gap) -> Gap:
-    return gap.turned()
-
-
 def _batch_norm(
-    gap: Gap,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Gap:
+    gap: Gap, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None = None,
+    bias: Tensor | None = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
+) -> Gap:  # fmt: skip
     if training or running_var is None:
         raise _Unknown("with the mean and the deviation of the batch; call model.eval() first")
     scale = 1 / torch.sqrt(_constant(running_var) + eps)
@@ -521,7 +493,7 @@ def _batch_norm(
     if gap.is_uniform and gap.rank is not None:
         spread = replace(gap, low=gap.low.expand(len(scale)), high=gap.high.expand(len(scale)), dim=1 - gap.rank)
         return _times(spread, scale)
-    return _multiplied(gap.hull(), scale)
+    return _mul(gap.hull(), scale)
 
 
 def _dropout(gap: Gap, p: float = 0.5, training: bool = True, inplace: bool = False) -> Gap:
@@ -540,10 +512,6 @@ def _average_pool(
     return _times(gap, torch.tensor([_pixels(kernel_size, spatial) / divisor_override], dtype=torch.float64))
 
 
-def _adaptive_average_pool(gap: Gap, output_size: Any) -> Gap:
-    return gap.within_channels(2)
-
-
 def _pixels(kernel_size: Any, spatial: int) -> int:
     sizes = tuple(kernel_size) if isinstance(kernel_size, (tuple, list)) else (kernel_size,) * spatial
     if not all(isinstance(size, int) for size in sizes):
@@ -552,14 +520,12 @@ def _pixels(kernel_size: Any, spatial: int) -> int:
 
 
 def _cat(tensors: Sequence[Any], dim: int = 0) -> Gap:
-    parts = [part if isinstance(part, Gap) else None for part in ([tensors] if isinstance(tensors, Gap) else tensors)]
-    ranks = {part.rank for part in parts if part is not None and part.rank is not None}
-    gaps = [part for part in parts if part is not None]
-    hull = Gap(
-        torch.stack([gap.low.amin() for gap in gaps]).amin()[None],
-        torch.stack([gap.high.amax() for gap in gaps]).amax()[None],
-        rank=ranks.pop() if len(ranks) == 1 else None,
-    )
+    parts = [tensors] if isinstance(tensors, Gap) else tensors
+    gaps = [part for part in parts if isinstance(part, Gap)]
+    ranks = {gap.rank for gap in gaps} - {None}
+    hulls = [gap.hull() for gap in gaps]
+    low, high = torch.cat([gap.low for gap in hulls]), torch.cat([gap.high for gap in hulls])
+    hull = replace(Gap(low, high).hull(), rank=ranks.pop() if len(ranks) == 1 else None)
     first = gaps[0]
     if len(gaps) < len(parts) or any(gap.is_uniform or gap.dim != first.dim or gap.inner for gap in gaps):
         return hull
@@ -602,14 +568,8 @@ def _reshape(gap: Gap, *shape: Any) -> Gap:
     if not all(isinstance(size, (int, _Free)) for size in shape):
         raise _Unknown("into another dtype")
     # That the first dimension stays the batch is seen to when the network runs, see `expect_shape`.
-    if len(shape) == 2:
-        flat = _flatten(gap, 1)
-        return flat if flat.rank == 2 else gap.hull()
-    return gap.hull()
-
-
-def _rearranged(gap: Gap, *words: Any, **others: Any) -> Gap:
-    return gap.hull()
+    flat = _flatten(gap, 1)
+    return flat if len(shape) == 2 and flat.rank == 2 else gap.hull()
 
 
 def _padded(gap: Gap, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Gap:
@@ -626,10 +586,6 @@ def _converted(gap: Gap, *words: Any, **others: Any) -> Gap:
     return gap
 
 
-def _kept(gap: Gap, *words: Any, **others: Any) -> Gap:
-    return gap
-
-
 _AFFINE: dict[str, Callable[..., Any]] = {
     "linear": _linear,
     **dict.fromkeys(("matmul", "__matmul__", "mm"), _matmul),
@@ -637,22 +593,21 @@ _AFFINE: dict[str, Callable[..., Any]] = {
     "batch_norm": _batch_norm,
     **dict.fromkeys(("dropout", "dropout1d", "dropout2d", "dropout3d"), _dropout),
     **{f"avg_pool{d}d": functools.partial(_average_pool, d) for d in (1, 2)},
-    "adaptive_avg_pool2d": _adaptive_average_pool,
+    "adaptive_avg_pool2d": lambda gap, output_size: gap.within_channels(2),
     **dict.fromkeys(("add", "iadd"), _add),
     **dict.fromkeys(("sub", "isub", "subtract"), _sub),
     **dict.fromkeys(("mul", "imul", "multiply"), _mul),
     **dict.fromkeys(("truediv", "itruediv", "div", "divide", "true_divide"), _div),
-    **dict.fromkeys(("neg", "negative"), _neg),
+    **dict.fromkeys(("neg", "negative"), Gap.turned),
     **dict.fromkeys(("cat", "concat", "concatenate"), _cat),
     "mean": _mean,
     "flatten": _flatten,
     **dict.fromkeys(("view", "reshape"), _reshape),
     **dict.fromkeys(
-        ("permute", "transpose", "t", "squeeze", "unsqueeze", "unflatten", "expand", "repeat", "chunk", "split", "unbind",
-         "flip", "movedim", "narrow", "select", "index_select",
-         "getitem"), _rearranged
+        ("permute transpose t squeeze unsqueeze unflatten expand repeat chunk split unbind flip movedim narrow select "
+         "index_select getitem").split(), lambda gap, *words, **others: gap.hull()
     ),
-    **dict.fromkeys(("contiguous", "clone", "identity", "float", "double", "detach"), _kept),
+    **dict.fromkeys(("contiguous", "clone", "identity", "float", "double", "detach"), lambda gap, *words, **others: gap),
     "to": _converted,
     "pad": _padded,
 }  # fmt: skip
@@ -663,12 +618,10 @@ _OF_TWO = frozenset({_add, _sub, _mul, _div, _matmul, _cat, _MAXIMUM[0]})
 _IN_PLACE = frozenset({"iadd", "isub", "imul", "itruediv"})
 _VIEWS = frozenset(
     "flatten view reshape permute transpose t squeeze unsqueeze unflatten expand chunk split unbind movedim narrow select "
-    "contiguous identity float double to detach getitem dropout dropout1d dropout2d dropout3d "
-    "expect_shape".split()
+    "contiguous identity float double to detach getitem dropout dropout1d dropout2d dropout3d expect_shape".split()
 )
 _FROM_SHAPES = frozenset(
-    "size dim numel zeros ones arange zeros_like ones_like new_zeros new_ones getitem add sub mul "
-    "floordiv truediv mod neg".split()
+    "size dim numel zeros ones arange zeros_like ones_like new_zeros new_ones getitem add sub mul floordiv truediv mod neg".split()
 )
 _SHAPES = frozenset({"shape", "ndim", "dtype", "device"})
 
@@ -711,8 +664,8 @@ def expect_shape(input: Tensor, rank: int | None, sizes: Sequence[int] = ()) -> 
         rows = input.numel() // sizes[1] if sizes[0] == -1 else sizes[0]
         if rows != input.shape[0]:
             raise ValueError(
-                f"the bound of this network is for one row for each of the {input.shape[0]} samples here, got {rows} rows of a "
-                f"tensor of shape {tuple(input.shape)}"
+                f"the bound of this network is for one row for each of the {input.shape[0]} samples here, got {rows} rows of "
+                f"a tensor of shape {tuple(input.shape)}"
             )
     return input
 
@@ -727,9 +680,8 @@ class _Untyped:
     def __class__(self) -> Any:  # what `isinstance` asks for
         asks = sys._getframe(1)
         inside = str(asks.f_globals.get("__name__")).startswith("torch") and asks.f_code.co_name != "is_tensor"
-        if inside or not {"isinstance", "__class__"} & set(
-            asks.f_code.co_names
-        ):  # torch's C code asks in the name of its caller
+        # torch's code in C asks in the name of its caller, which may not ask itself
+        if inside or not {"isinstance", "__class__"} & set(asks.f_code.co_names):
             return type(self)
         raise TypeError("its code asks for the type of a tensor or of a size, which is not known when it is traced")
 
@@ -807,14 +759,13 @@ class _Walk:
     def run(self) -> float:
         """The largest gap of any output."""
         for node in list(self.graph.nodes):
-            if node.op == "output":
-                gaps = [value for value in self.inputs(node) if isinstance(value, Gap)]
-                return max((gap.size for gap in gaps), default=0.0)
-            self.values[node] = self.visit(node)
-        raise AssertionError("a graph ends with its output")
+            if node.op != "output":
+                self.values[node] = self.visit(node)
+        gaps = [value for value in self.inputs(node) if isinstance(value, Gap)]
+        return max((gap.size for gap in gaps), default=0.0)
 
-    def inputs(self, node: fx.Node) -> Iterator[Any]:
-        return (self.values[each] for each in node.all_input_nodes)
+    def inputs(self, node: fx.Node) -> list[Any]:
+        return [self.values[each] for each in node.all_input_nodes]
 
     def visit(self, node: fx.Node) -> Any:
         if node.op == "placeholder":
@@ -836,10 +787,9 @@ class _Walk:
             raise TypeError(f"{self.refusal(node)} with arguments that are not known here ({error})") from error
 
     def refusal(self, node: fx.Node) -> str:
-        stack = list(node.meta.get("nn_module_stack", {}).values())
-        path, kind = stack[-1] if stack else ("", type(self.root))
+        path, kind = next(reversed(node.meta.get("nn_module_stack", {}).values()), ("", type(self.root)))
         if node.op == "call_module":
-            path, kind = node.target, type(self.root.get_submodule(str(node.target)))
+            path, kind = str(node.target), type(self.root.get_submodule(str(node.target)))
         applied = _name(self.root, node)
         grows = applied.lower().replace("_", "").startswith(("adaptivemaxpool", "amax", "amin"))
         hint = ", whose gap grows with the size of its input; use MaxPool2d with the size of the image" if grows else ""
@@ -867,13 +817,13 @@ class _Walk:
 
     def visit_function(self, node: fx.Node) -> Any:
         target = node.target
-        name = target if isinstance(target, str) else getattr(target, "__name__", str(target))
+        name = _name(self.root, node)
         home = None if isinstance(target, str) else getattr(target, "__module__", None)
         if home is not None and home.partition(".")[0] not in ("torch", "_operator", "builtins", "pwl_lib"):
             raise _Unknown("which is no function of torch or of pwl_lib")
         base = name if name.startswith("__") else name.rstrip("_")
         in_place = name in _IN_PLACE or base != name
-        inputs = list(self.inputs(node))
+        inputs = self.inputs(node)
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.values.__getitem__)
         if name == "getattr" and args[1] in _SHAPES:
             return FREE
@@ -1004,9 +954,9 @@ def smooth(model: nn.Module, temperature: float) -> Smoothed:
 
     .. math:: |f_t(x) - f(x)| \le \beta \quad \text{for all } x
 
-    which is :eq:`eq-smooth-bound`. The bound is derived layer by layer: for each channel an interval that contains the
-    value in the smooth copy minus the value in the network. An affine map takes it to an interval by the signs of its
-    weights, and a switch by the rule :eq:`eq-smooth-interval`, which is exact for each switch by itself.
+    which is :eq:`eq-smooth-bound`, with both networks in evaluation mode. The bound is derived layer by layer: for each channel
+    an interval that contains the value in the smooth copy minus the value in the network. An affine map takes it to an interval
+    by the signs of its weights, and a switch by the rule :eq:`eq-smooth-interval`, which is exact for each switch by itself.
     The bound is about real numbers; what rounding does when either network is run comes on top, and grows with the numbers
     that occur. Its own computation, in float64, is rounded upwards: what a layer adds up has one sign, so that the error
     of a sum of n terms is less than (n + 16) times :math:`2^{-50}` of it, by which each interval is stretched.
@@ -1017,26 +967,32 @@ def smooth(model: nn.Module, temperature: float) -> Smoothed:
     Max pooling (1-D and 2-D) is :func:`lse_pool2d`; maxout takes LogSumExp over its pieces, ``torch.maximum`` and
     ``torch.minimum`` over their two arguments.
 
+    The network is what ``torch.fx`` records of one call: arguments of ``forward`` that have defaults stay at them, gradients are
+    enabled, and code that asks ``isinstance`` is refused. Other code of Python is not seen, and must not matter: ``type(x) is``
+    and branches on what the network is not given, such as files, counters of its calls, or whether gradients are enabled.
+
     Args:
-        model: a module that ``torch.fx`` can trace, in evaluation mode: of the switches above, torch's and ours, as modules
-            or as functions; of linear layers, convolutions, batch norm, average pooling, dropout, sums, differences,
-            products with constants, concatenations, means, and changes of shape. Its input is a batch.
+        model: a module that ``torch.fx`` can trace: of the switches above, torch's and ours, as modules or as functions; of
+            linear layers, 1-D and 2-D convolutions, batch norm, average pooling, dropout, tensors added to and subtracted from
+            each other, products with constants, concatenations, means, and changes of shape. Its inputs are batches.
         temperature: t, finite and above 0. The bound of a network whose switches are ReLU, leaky ReLU, the absolute value,
             maxima, max pooling and maxout is exactly proportional to 1/t.
 
     Returns:
-        :class:`Smoothed`: the copy, with copies of the parameters under their names, and the bound. ``model`` is not
-        changed. A network without switches has the bound 0. Where numbers overflow the bound is infinite.
+        :class:`Smoothed`: the copy, in evaluation mode, and the bound. The copy has copies of the parameters that are used, under
+        their names, and under the first of them where a module stands in several places. ``model`` is not changed. A network
+        without switches has the bound 0. Where numbers overflow the bound is infinite.
 
     At kinks:
         the copy has none: it has all derivatives everywhere.
 
     Raises:
         TypeError: ``model`` is not a module, torch.fx cannot trace it, or it holds another operation; the message names the
-            module and the operation. Batch norm and dropout are refused in training mode, modules with forward hooks always,
-            and operations in place where something else reads what they overwrite.
-        ValueError: ``temperature`` is not finite and above 0, or a parameter is not finite. The copy raises it where a tensor
-            does not have the dimensions that the bound takes for granted, a batch of images say.
+            module and the operation. The largest entry of a whole image is one: its gap grows with the number of pixels, so
+            give the size to ``MaxPool2d``. Batch norm and dropout are refused in training mode; forward hooks, random numbers and
+            buffers that a call replaces always; operations in place where something else reads what they overwrite.
+        ValueError: ``temperature`` is not finite and above 0, or a parameter or a constant is not finite. The copy raises it
+            where a tensor does not have the dimensions that the bound takes for granted, a batch of images say.
 
     Example:
         >>> net, bound = smooth(torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.ReLU()), 10.0)
