@@ -32,7 +32,7 @@ def plusplus_weights() -> Iterator[Case]:
     g[1, 1] = 0
     yield _weights_case(random_tensor(2, 3, 3).abs(), g, "with gradients that are 0")
     yield _weights_case(
-        random_tensor(2, 3, 3).abs(), 1e-120 * random_tensor(2, 3, 3), "with gradients whose cube underflows"
+        random_tensor(2, 3, 3).abs(), 1e-170 * random_tensor(2, 3, 3), "with gradients whose square underflows"
     )
 
 
@@ -40,7 +40,7 @@ def _weights_case(A: Tensor, g: Tensor, where: str) -> Case:
     p, total = g.clamp(min=0), A.sum((-2, -1), keepdim=True)
     wanted = gradcam_plusplus_weights(A, g)
     size = p.max().item() or 1.0
-    powers = torch.where(g > 0, g**2 / (2 * g**2 + total * g**3), 0)
+    powers = torch.where((g > 0) & (g**2 > 0), g**2 / (2 * g**2 + total * g**3), 0)
     wrong = {
         "the powers of the gradient underflow: simplify the quotient first": (powers * p).sum((-2, -1)) / size,
         "the sum of the channel is multiplied with the gradient of one entry; yours multiplies entry by entry, then sums": (
@@ -54,7 +54,7 @@ def _weights_case(A: Tensor, g: Tensor, where: str) -> Case:
         "those are the cubes, without the division": (p**3).sum((-2, -1)) / size,
         "the sum of the channel is meant, not its mean": (p / (2 + p * total / g[0].numel())).sum((-2, -1)) / size,
     }
-    # compared in units of the largest gradient, so that a weight of 1e-120 must be right too
+    # compared in units of the largest gradient, so that a weight of 1e-170 must be right too
     return Case(
         (A, g),
         wanted / size,
@@ -91,7 +91,7 @@ def _bell_case(s: list[float], where: str) -> Case:
     wrong = {
         "the binomial coefficients of Leibniz' rule are missing": derivative(s, lambda n, k: 1),
         "that holds where S is affine; here it has higher derivatives": s[0] ** len(s),
-        "that is the derivative before": derivative(s[:-1], math.comb) if len(s) > 1 else math.nan,
+        "that is the derivative before": derivative(s[:-1], math.comb),
         "that is the last derivative of S alone": s[-1],
     }
     return Case((s,), wanted, mistakes=harmful(wrong, wanted), where=where)
@@ -122,7 +122,7 @@ def _head_case(W: Tensor, A: Tensor, where: str) -> Case:
         "negative weights have no share": W / (2 + W * total / count),
         "the sum over the entries is missing": wanted / count,
         "those are the weights of Grad-CAM": W / count,
-        "the positive part is missing in the denominator or in the numerator": p / (2 + W * total / count),
+        "the positive part is missing in the numerator": W / (2 + p * total / count),
     }
     return Case((W, A), wanted, mistakes=harmful(wrong, wanted), where=where)
 
