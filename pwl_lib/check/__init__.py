@@ -23,6 +23,7 @@ __all__ = [
     "WrongAnswer",
     "argmax",
     "convolution",
+    "gradcam",
     "kronecker",
     "logsumexp",
     "losses",
