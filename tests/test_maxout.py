@@ -884,9 +884,9 @@ def test_bends_much_narrower_than_the_samples_are_found() -> None:
 
 def test_many_pieces_are_quick() -> None:
     began = time.process_time()
-    best = convex_interpolant(CONVEX["root"][0], 150, (0.0, 1.0))
-    assert time.process_time() - began < 4  # it takes 0.4
-    assert math.isclose(best.error, 1 / (4 * 150 * 151) * 2, rel_tol=1e-6)
+    best = convex_interpolant(CONVEX["root"][0], 300, (0.0, 1.0))
+    assert time.process_time() - began < 6  # it takes 1.3
+    assert math.isclose(best.error, 1 / (2 * 300 * 301), rel_tol=1e-6)
 
 
 # --- differences ----------------------------------------------------------------------------------
@@ -1010,6 +1010,7 @@ def test_a_difference_keeps_the_dtype_and_is_a_module() -> None:
 
 @pytest.mark.theorem("prop-two-parametrisations")
 def test_the_same_function_in_other_parameters_has_other_gradients() -> None:
+    torch.manual_seed(0)
     x, upstream = randn(30, 4), randn(30, 3, seed=1)
     pair = nn.Sequential(nn.Linear(4, 3, dtype=D), nn.ReLU())
     unit = as_maxout(pair)
