@@ -84,6 +84,13 @@ class Gap:
         gap = self.hull()
         return Gap(gap.low.expand(count), gap.high.expand(count), -1 - spatial, rank=spatial + 2)
 
+    def second(self, count: int) -> Gap:
+        """The gap of each of ``count`` channels in dimension 1, as batch norm and prelu have them; the hull where no rank is known."""
+        if self.rank is None or self.rank < 2:
+            return self.hull()
+        gap = self.along(count) if self.rank == 2 else self.channels(count, self.rank - 2)
+        return replace(gap, dim=1 - self.rank, rank=self.rank)
+
     def within_channels(self, spatial: int) -> Gap:
         """What remains known where entries of the last ``spatial`` dimensions are mixed."""
         return self if self.is_uniform or self.dim < -spatial else self.hull()
@@ -196,13 +203,12 @@ def _leaky_relu_gap(t: float, gap: Gap, slope: Tensor | float) -> Gap:
 
 def _prelu_gap(t: float, gap: Gap, weight: Tensor) -> Gap:
     slope = _constant(weight).flatten()
-    # The channels of prelu are dimension 1.
-    in_place = gap.rank is not None and gap.dim == 1 - gap.rank and not gap.inner and len(gap.low) == len(slope)
-    if len(slope) == 1 or in_place:
+    if len(slope) == 1:
         return _leaky_relu_gap(t, gap, slope)
-    gap = gap.hull()
-    gap = replace(gap, low=gap.low.expand(len(slope)), high=gap.high.expand(len(slope)))
-    return _leaky_relu_gap(t, gap, slope).hull()
+    gap = gap.second(len(slope))
+    every = replace(gap, low=gap.low.expand(len(slope)), high=gap.high.expand(len(slope)))
+    result = _leaky_relu_gap(t, every, slope)
+    return result.hull() if gap.rank is None else result
 
 
 @_seen_as_one_call
@@ -273,7 +279,7 @@ def _maximum_gap(t: float, gap: Any, other: Any, sign: int) -> Gap:
 @_seen_as_one_call
 def smooth_max_pool(input: Tensor, spatial: int, *words: Any, temperature: float) -> Tensor:
     if spatial == 2:
-        return lse.lse_pool2d(input, *words[:5], temperature=temperature)
+        return lse.lse_pool2d(input, *words[:5], temperature)  # type: ignore[call-arg]
     kernel, steps, *others = ((word[0] if isinstance(word, (tuple, list)) else word) for word in words[:4])
     shape = (1, kernel), (1, steps or kernel), (0, others[0]), (1, others[1])
     return lse.lse_pool2d(input.unsqueeze(-2), *shape, words[4], temperature=temperature).squeeze(-2)
@@ -323,9 +329,7 @@ _MAXIMUM = smooth_maximum, _maximum_gap
 _MAXOUT = smooth_maxout, _maxout_gap
 _SWITCHES: dict[str, _Switch] = {
     "relu": _Switch(smooth_relu, _relu_gap, lambda input, inplace=False, *, slope_at_zero=0.0: (input,)),
-    "leaky_relu": _Switch(
-        *_LEAKY_RELU, lambda input, negative_slope=0.01, inplace=False: (input, float(negative_slope))
-    ),
+    "leaky_relu": _Switch(*_LEAKY_RELU, lambda input, negative_slope=0.01, inplace=False: (input, float(negative_slope))),
     **dict.fromkeys(("abs", "absolute"), _Switch(*_LEAKY_RELU, lambda input: (input, -1.0))),
     "prelu": _Switch(smooth_leaky_relu, _prelu_gap, lambda input, weight: (input, weight)),
     **dict.fromkeys(("clamp", "clip"), _Switch(*_CLAMP, lambda input, min=None, max=None: (input, min, max))),
@@ -486,14 +490,8 @@ def _batch_norm(
     if not bool(torch.isfinite(scale).all()):
         raise _Unknown("with a variance that is not positive")
     scale = scale if weight is None else scale * _constant(weight)
-    if not gap.is_uniform and gap.rank is not None and gap.dim == 1 - gap.rank:
-        gap = gap.along(len(scale)) if gap.dim == -1 else gap
-        if not gap.inner and len(gap.low) == len(scale):
-            return _times(gap, scale)
-    if gap.is_uniform and gap.rank is not None:
-        spread = replace(gap, low=gap.low.expand(len(scale)), high=gap.high.expand(len(scale)), dim=1 - gap.rank)
-        return _times(spread, scale)
-    return _mul(gap.hull(), scale)
+    gap = gap.second(len(scale))
+    return _mul(gap, scale) if gap.rank is None else _times(gap, scale)
 
 
 def _dropout(gap: Gap, p: float = 0.5, training: bool = True, inplace: bool = False) -> Gap:
@@ -579,10 +577,9 @@ def _padded(gap: Gap, pad: Sequence[int], mode: str = "constant", value: float |
 
 def _converted(gap: Gap, *words: Any, **others: Any) -> Gap:
     for word in (*words, *others.values()):
-        if isinstance(word, torch.dtype) and not word.is_floating_point:
-            raise _Unknown("to a dtype that is not floating point")
-        if not isinstance(word, (torch.dtype, torch.device, str, bool)):
-            raise _Unknown("by arguments that are not a dtype or a device")
+        real = word.is_floating_point if isinstance(word, torch.dtype) else isinstance(word, (torch.device, str, bool))
+        if not real:
+            raise _Unknown("by arguments that are not a floating point dtype or a device")
     return gap
 
 
@@ -656,17 +653,14 @@ _MODULES: dict[str, tuple[str, str, str]] = {
 def expect_shape(input: Tensor, rank: int | None, sizes: Sequence[int] = ()) -> Tensor:
     """The input, once it is seen to have the batch as its first dimension, and to keep it there, as the bound takes for granted."""
     if rank is not None and input.dim() != rank:
-        raise ValueError(
-            f"the bound of this network is for a tensor of {rank} dimensions here, the first of them the batch, got shape "
-            f"{tuple(input.shape)}"
-        )
+        wanted = f"a tensor of {rank} dimensions here, the first of them the batch"
+        raise ValueError(f"the bound of this network is for {wanted}, got shape {tuple(input.shape)}")
     if sizes:
         rows = input.numel() // sizes[1] if sizes[0] == -1 else sizes[0]
         if rows != input.shape[0]:
-            raise ValueError(
-                f"the bound of this network is for one row for each of the {input.shape[0]} samples here, got {rows} rows of "
-                f"a tensor of shape {tuple(input.shape)}"
-            )
+            wanted = f"one row for each of the {input.shape[0]} samples here"
+            got = f"{rows} rows of a tensor of shape {tuple(input.shape)}"
+            raise ValueError(f"the bound of this network is for {wanted}, got {got}")
     return input
 
 
@@ -676,7 +670,7 @@ def expect_shape(input: Tensor, rank: int | None, sizes: Sequence[int] = ()) -> 
 class _Untyped:
     """Traced code does not see what a tensor or a size is. Code that asks would go another way than at a run, so it may not."""
 
-    @property
+    @property  # type: ignore[misc]
     def __class__(self) -> Any:  # what `isinstance` asks for
         asks = sys._getframe(1)
         inside = str(asks.f_globals.get("__name__")).startswith("torch") and asks.f_code.co_name != "is_tensor"
@@ -848,9 +842,10 @@ class _Walk:
     def visit_constant(
         self, node: fx.Node, base: str, in_place: bool, inputs: list[Any], args: Any, kwargs: Any
     ) -> Any:
-        if in_place and not all(isinstance(value, _Free) for value in inputs):
+        free = [isinstance(value, _Free) for value in inputs]
+        if in_place and not all(free):
             raise _Unknown("in place to what does not depend on the input")
-        if any(isinstance(value, _Free) for value in inputs):
+        if any(free):
             if base not in _FROM_SHAPES and base not in _IN_PLACE:
                 raise _Unknown("to shapes")
             return FREE
@@ -915,10 +910,10 @@ class _Walk:
         """Raises unless nothing else sees what is written over: neither the tensor, nor a view of it, nor what it is a view of."""
         each = node.args[0] if node.args else node.kwargs.get("input")
         while isinstance(each, fx.Node):
-            readers = [
-                user for user in each.users if _name(self.root, user) not in (*_SHAPES, "size", "dim", "getattr")
-            ]
-            if len(readers) > 1 or each.op == "get_attr":
+            if (
+                sum(_name(self.root, user) not in ("size", "dim", "getattr") for user in each.users) > 1
+                or each.op == "get_attr"
+            ):
                 raise _Unknown("in place to a tensor that is used elsewhere too")
             if _name(self.root, each) not in _VIEWS:
                 return
