@@ -602,6 +602,7 @@ def _weights(*values: float) -> Tensor:
         (Uneven(lambda h: h * _weights(1, 0.001).reshape(1, 1, 1, 2)), 100),
         (Uneven(lambda h: h * _weights(1, 0.001)[:, None]), 100),
         (Uneven(lambda h: F.prelu(-h.mean(0), _weights(3, 0.5))), 300),
+        (Uneven(lambda h: F.linear(F.prelu(-h[:, 1], _weights(3, 0.5)), _weights(0, 1)[None])), 300),
         (Uneven(lambda h: F.linear(F.max_pool2d(h, 3, 1, 1), _weights(1, 0)[None]), last=True), 100),
         (Uneven(lambda h: F.linear(F.max_pool1d(h[0], 3, 1, 1), _weights(1, 0)[None]), last=True), 100),
         (Uneven(lambda h: F.linear(F.avg_pool2d(h, 3, 1, 1), _weights(1, 0)[None]), last=True), 202 / 9),
