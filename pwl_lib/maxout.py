@@ -858,7 +858,7 @@ class DifferenceOfMaxouts(nn.Module):
         those of ``positive``.
 
     Raises:
-        ValueError: the outputs of the two have different shapes.
+        ValueError: the two layers have other numbers of inputs or of outputs.
 
     Example:
         >>> ramp = difference_of_maxouts(torch.tensor([-1.0, 0.0, 1.0, 2.0]), torch.tensor([0.0, 0.0, 1.0, 1.0]))
@@ -868,18 +868,18 @@ class DifferenceOfMaxouts(nn.Module):
     Source: the book, :eq:`eq-difference-of-maxouts`; Goodfellow et al. (2013).
     """
 
-    def __init__(self, positive: nn.Module, negative: nn.Module) -> None:
+    def __init__(self, positive: Maxout, negative: Maxout) -> None:
         super().__init__()
+        sizes = [(layer.in_features, layer.out_features) for layer in (positive, negative)]
+        if sizes[0] != sizes[1]:
+            raise ValueError(
+                f"negative must have the inputs and outputs of positive, {sizes[0][0]} and {sizes[0][1]}, "
+                f"got {sizes[1][0]} and {sizes[1][1]}"
+            )
         self.positive, self.negative = positive, negative
 
     def forward(self, input: Tensor) -> Tensor:
-        added, taken = self.positive(input), self.negative(input)
-        if added.shape != taken.shape:
-            raise ValueError(
-                "positive and negative must have outputs of the same shape, "
-                f"got {tuple(added.shape)} and {tuple(taken.shape)}"
-            )
-        return added - taken
+        return self.positive(input) - self.negative(input)
 
 
 def difference_of_maxouts(breakpoints: Tensor, values: Tensor) -> DifferenceOfMaxouts:

@@ -788,15 +788,7 @@ def test_whatever_is_a_difference_of_maxouts_can_be_smoothed() -> None:
         torch.tensor([-1.0, 0.0, 1.0, 2.0], dtype=DOUBLE), torch.tensor([0.0, 1.0, -1.0, 0.5], dtype=DOUBLE)
     )
 
-    class Difference(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.positive, self.negative = model.positive, model.negative
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.positive(x) - self.negative(x)
-
-    net, bound = smooth(Difference(), 8.0)
+    net, bound = smooth(model, 8.0)
     x = torch.linspace(-4, 4, 801, dtype=DOUBLE)[:, None]
     assert 0 < _gap(model, net, x) <= bound
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import nbformat
 import student
 import yaml
-from bs4 import BeautifulSoup
+from bs4 import BeautifulSoup, Tag
 from nbformat import NotebookNode
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,6 +84,11 @@ def syntax(path: Path) -> ast.Module:
 @functools.cache
 def soup(page: Path) -> BeautifulSoup:
     return BeautifulSoup(page.read_text(), "html.parser")
+
+
+@functools.cache
+def by_id(page: Path) -> dict[str, Tag]:
+    return {str(tag["id"]): tag for tag in soup(page).find_all(id=True)}
 
 
 @functools.cache

@@ -132,12 +132,12 @@ def test_equations_and_their_code_link_to_each_other() -> None:
         docstring = getattr(thing, "__doc__", "") or ""
         for label in re.findall(r":eq:`(?:[^`<]*<)?([\w:-]+)>?`", docstring):
             checked += 1
-            entry = bookfiles.soup(api()).find(id=name)
+            entry = bookfiles.by_id(api()).get(name)
             assert entry is not None, name
             there = entry.parent.select(f"a[href$='#equation-{label}']")
             assert there, f"{name} has no link to {label}"
             chapter = (api().parent / str(there[0]["href"]).split("#")[0]).resolve()
-            equation = bookfiles.soup(chapter).find(id=f"equation-{label}")
+            equation = bookfiles.by_id(chapter).get(f"equation-{label}")
             assert equation is not None, label
             line = equation.find_next_sibling()
             assert line is not None, label
