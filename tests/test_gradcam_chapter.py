@@ -398,6 +398,13 @@ def test_both_faults_of_the_power_form_are_large_on_a_trained_network(
         assert (brightest == true).double().mean() < 0.9
 
 
+@given(maps(2, 3, low=0.0), st.floats(0.1, 2))
+def test_equal_gradients_of_a_channel_hide_the_wrong_index(A: Tensor, g: float) -> None:
+    """S0.7"""
+    same = torch.full((1, 2, 3), g, dtype=torch.float64)
+    torch.testing.assert_close(wrong_index(A[None], same), gradcam_plusplus_weights(A[None], same), rtol=1e-12, atol=0)
+
+
 def test_an_in_place_division_of_a_masked_copy_is_a_no_op() -> None:
     """S0.7"""
     x, used = torch.ones(3), torch.tensor([True, False, True])
