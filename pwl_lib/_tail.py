@@ -199,7 +199,11 @@ def _tail(model: nn.Module, layer: nn.Module, images: Tensor) -> Tail:
     """The scores as a function of what the layer puts out."""
 
     def tail(activations: Tensor) -> Tensor:
-        with _hook(layer, lambda module, args, output: activations.clone()):  # the model may write into it
+        def replace(module: nn.Module, args: Any, output: Any) -> Tensor:
+            torch.set_grad_enabled(True)  # the layer may stand in a torch.no_grad() of the model
+            return activations.clone()  # the model may write into it
+
+        with _hook(layer, replace), torch.set_grad_enabled(torch.is_grad_enabled()):  # and back again
             return model(images)
 
     return tail

@@ -326,6 +326,38 @@ def test_it_works_where_gradients_are_off_and_parameters_frozen(mode: Callable[[
         assert tail_certificate(curved, "1", images()).residual > 0
 
 
+def test_a_target_in_a_no_grad_of_the_model_is_asked_as_its_plain_twin() -> None:
+    class Net(nn.Module):
+        def __init__(self, mode: Callable[[], Any], curve: nn.Module) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.mode = mode
+            self.body = nn.Sequential(nn.Conv2d(2, C, 1), nn.ReLU(), nn.Conv2d(C, C, 1), curve)
+            self.head = nn.Sequential(*pooled())
+
+        def forward(self, x: Tensor) -> Tensor:
+            with self.mode():
+                x = self.body(x)
+            return self.head(x)
+
+    for curve in (nn.GELU(), nn.SiLU()):
+        found, derivatives = [], []
+        for mode in (torch.no_grad, torch.enable_grad):
+            model = Net(mode, curve).double().eval()
+            found.append(tail_certificate(model, "body.1", images()))
+            tail = _tail._tail(model, model.body[1], images(2))
+            A = _tail._feature_map(model, model.body[1], images(2))
+            derivatives.append(torch.stack(tail_derivatives(tail, A, CLASS_TABLE)))
+            with torch.no_grad():
+                tail(A)
+                assert not torch.is_grad_enabled()
+        assert found[0] == found[1]
+        assert found[0].residual > 0
+        assert torch.equal(*derivatives)
+        assert derivatives[0][2].abs().max() > 0
+    assert tail_certificate(Net(torch.no_grad, nn.ReLU()).double(), "body.1", images())
+
+
 def test_the_answer_is_the_same_for_the_same_seed() -> None:
     model = build(CURVED, "gelu")
     residuals = [tail_certificate(model, "1", images(), seed=seed, probes=2).residual for seed in (0, 0, 1)]
