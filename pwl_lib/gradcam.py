@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -24,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pwl_lib._tail import TailCertificate, certify, log_probability_derivatives, tail_certificate, tail_derivatives
+from pwl_lib._trace import _tensors
 from pwl_lib._validation import check_bool, check_count, check_floating, check_one_of
 
 __all__ = [
@@ -321,6 +323,8 @@ def _upsampled(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _size(name: str, size: int | Sequence[int]) -> tuple[int, int]:
+    if not isinstance(size, (int, Sequence)):
+        raise TypeError(f"{name} must be one number or (H, W), got {size!r}")
     pair = (size, size) if isinstance(size, int) else tuple(size)
     if len(pair) != 2:
         raise ValueError(f"{name} must be one number or (H, W), got {size!r}")
@@ -421,7 +425,7 @@ class _ClassActivationMethod:
                 images = images.detach()
             if images.is_inference():
                 images = images.clone()
-            scores, cuts = self._run(images, create_graph)
+            scores, cuts = self._run(images.clone(), create_graph)
             picked = scores.argmax(1, keepdim=True) if asked is None else _in_range(asked, scores)
             results = self._explain(images, scores, picked, cuts, create_graph)
         return tuple(results) if self._several else results[0]
@@ -438,7 +442,7 @@ class _ClassActivationMethod:
                     f"target_layer {name!r} must run once for one run of the model, but runs twice: it has no single feature map"
                 )
             _check_feature_map(name, output, len(images))
-            if any(isinstance(x, Tensor) and _share_memory(x, output) for x in (*inputs, *named.values())):
+            if any(_share_memory(x, output) for x in _tensors((inputs, named))):
                 output = output.clone()  # a layer in place: what has its input has its output
             torch.set_grad_enabled(True)  # the layer may stand in a torch.no_grad() of the model
             dtype, attached = output.dtype, output.requires_grad and (create_graph or cuts)
@@ -461,8 +465,12 @@ class _ClassActivationMethod:
         """The scores as a function of what the layer puts out: the model runs anew, with its output replaced."""
 
         def tail(activations: Tensor) -> Tensor:
-            with _hooked([cut.layer], lambda *_: activations.to(cut.dtype, copy=True)):
-                return self.model(images)
+            def instead(*_: Any) -> Tensor:
+                torch.set_grad_enabled(True)  # the layer may stand in a torch.no_grad() of the model
+                return activations.to(cut.dtype, copy=True)
+
+            with _hooked([cut.layer], instead):
+                return self.model(images.clone())  # the model may write into it
 
         return tail
 
@@ -554,41 +562,51 @@ def _result(
     )
 
 
+_ONE_AT_A_TIME = threading.RLock()
+"""For two threads with one model: each would restore what the other has set."""
+
+
 @contextmanager
 def _prepared(model: nn.Module, *, freeze: bool) -> Iterator[None]:
     """In here the model is in eval mode and runs uncompiled; with ``freeze`` its parameters ask for no gradients."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    training: list[nn.Module] = []
-    learned: list[Tensor] = []
-    for module in model.modules():
-        if module.training:
-            training.append(module)
-        if freeze:  # module.parameters() is slower, which shows on a small network
-            parameters = (p for p in module._parameters.values() if p is not None)
-            learned += [p for p in parameters if p.requires_grad and p.is_leaf and not p.is_inference()]
-    compiled = "torch._dynamo" in sys.modules
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        torch.compiler.set_stance("force_eager") if compiled else nullcontext(),
-    ):
-        try:
-            for module in training:
-                module.training = False  # not eval(): a train() of the module's own may do more
-            for parameter in learned:
-                parameter.requires_grad_(False)
-            yield
-        finally:
-            for module in training:
-                module.training = True
-            for parameter in learned:
-                parameter.requires_grad_(True)
+    with _ONE_AT_A_TIME:
+        training: list[nn.Module] = []
+        learned: list[Tensor] = []
+        for module in model.modules():
+            if module.training:
+                training.append(module)
+            if freeze:  # module.parameters() is slower, which shows on a small network
+                parameters = (p for p in module._parameters.values() if p is not None)
+                learned += [p for p in parameters if p.requires_grad and p.is_leaf and not p.is_inference()]
+        compiled = "torch._dynamo" in sys.modules
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.compiler.set_stance("force_eager") if compiled else nullcontext(),
+        ):
+            try:
+                for module in training:
+                    module.training = False  # not eval(): a train() of the module's own may do more
+                for parameter in learned:
+                    parameter.requires_grad_(False)
+                yield
+            finally:
+                for module in training:
+                    module.training = True
+                for parameter in learned:
+                    parameter.requires_grad_(True)
 
 
 @contextmanager
 def _hooked(layers: Any, hook: Callable[..., Any]) -> Iterator[None]:
-    handles = [layer.register_forward_hook(hook, with_kwargs=True) for layer in layers]
+    owner = threading.get_ident()
+
+    def of_this_thread(*words: Any) -> Any:
+        return hook(*words) if threading.get_ident() == owner else None
+
+    handles = [layer.register_forward_hook(of_this_thread, with_kwargs=True) for layer in layers]
     try:
         yield
     finally:
@@ -648,6 +666,8 @@ _AFFINE_OR_SWITCH = frozenset(
 
 
 def _operation(node: Any) -> str:
+    if isinstance(node, torch.autograd.function.BackwardCFunction):
+        return ""  # of a user, who may call it as torch calls one of its own
     name = node.name().removeprefix("torch::autograd::")
     return name.rstrip("0123456789").removesuffix("Backward")
 
@@ -1044,7 +1064,7 @@ def average_drop(
     Source: Chattopadhyay et al. (2018), section 4.1; the book, :eq:`eq-average-drop`.
     """
     before, after = _explained(model, images, maps, classes)
-    return ((before - after).relu() / before).mean()
+    return -torch.expm1((after - before).clamp(max=0)).mean()
 
 
 def average_increase(
@@ -1078,9 +1098,10 @@ def _explained(
     heat, asked = _maps_of_images(images, maps, classes)
     heat = _normalized(_upsampled(heat, (images.shape[-2], images.shape[-1]))).to(images)
     with _prepared(model, freeze=False), torch.no_grad():
-        before, picked = _probabilities(model, images, asked, heat.shape[1])
+        before, picked = _log_probabilities(model, images, asked, heat.shape[1])
         after = [
-            _probabilities(model, images * heat[:, k : k + 1], picked[:, k : k + 1], 1)[0] for k in range(heat.shape[1])
+            _log_probabilities(model, images * heat[:, k : k + 1], picked[:, k : k + 1], 1)[0]
+            for k in range(heat.shape[1])
         ]
     return before, torch.cat(after, 1)
 
@@ -1098,7 +1119,7 @@ def deletion_curve(
 
     Args:
         model, images, maps, classes: as :func:`average_drop`.
-        steps: how many, at least 1; in each as many pixels.
+        steps: how many, at least 1; in each as many pixels, to rounding.
         baseline: what stands where a pixel is away: a number, or images that broadcast with ``images``.
 
     Returns:
@@ -1168,21 +1189,34 @@ def _curve(
     heat = _upsampled(heat, (images.shape[-2], images.shape[-1])).flatten(-2)
     order = heat.sort(dim=-1, descending=True, stable=True).indices
     pixels = heat.shape[-1]
+    counts = [round(step * pixels / steps) for step in range(steps + 1)]
     rank = torch.empty_like(order).scatter_(-1, order, torch.arange(pixels, device=order.device).expand_as(order))
     rank = rank.unflatten(-1, images.shape[-2:])
-    base = torch.as_tensor(baseline, dtype=images.dtype, device=images.device).expand_as(images)
+    base = _baseline(baseline, images)
     rows = []
     with _prepared(model, freeze=False), torch.no_grad():
-        _, picked = _probabilities(model, images, asked, heat.shape[1])
-        for step in range(steps + 1):
-            taken = rank < round(step * pixels / steps)
+        _, picked = _log_probabilities(model, images, asked, heat.shape[1])
+        for count in counts:
+            taken = rank < count
             for k in range(heat.shape[1]):
                 shown = taken[:, k : k + 1] == insert
                 mixed = torch.where(shown, images, base)
-                rows.append(_probabilities(model, mixed, picked[:, k : k + 1], 1)[0])
-    values = torch.cat(rows, 1).unflatten(1, (steps + 1, heat.shape[1])).transpose(1, 2).contiguous()
-    fractions = torch.linspace(0, 1, steps + 1, dtype=values.dtype, device=values.device)
+                rows.append(_log_probabilities(model, mixed, picked[:, k : k + 1], 1)[0])
+    values = torch.cat(rows, 1).exp().unflatten(1, (steps + 1, heat.shape[1])).transpose(1, 2).contiguous()
+    fractions = torch.tensor(counts, dtype=values.dtype, device=values.device) / pixels
     return Curve(fractions, values, torch.trapezoid(values, fractions))
+
+
+def _baseline(baseline: Tensor | float, images: Tensor) -> Tensor:
+    if not isinstance(baseline, (Tensor, int, float)):
+        raise TypeError(f"baseline must be a number or a tensor, got {type(baseline).__name__}")
+    base = torch.as_tensor(baseline, dtype=images.dtype, device=images.device)
+    try:
+        return base.expand_as(images)
+    except RuntimeError:
+        raise ValueError(
+            f"baseline must fit images of shape {tuple(images.shape)}, got shape {tuple(base.shape)}"
+        ) from None
 
 
 def _maps_of_images(
@@ -1200,13 +1234,13 @@ def _maps_of_images(
     return maps.detach(), None if classes is None else _check_classes(classes, len(images))
 
 
-def _probabilities(model: nn.Module, images: Tensor, classes: Tensor | None, count: int) -> tuple[Tensor, Tensor]:
-    scores = _uncompiled(model)(images)
+def _log_probabilities(model: nn.Module, images: Tensor, classes: Tensor | None, count: int) -> tuple[Tensor, Tensor]:
+    scores = _uncompiled(model)(images.clone())
     _check_scores(scores, len(images))
     picked = scores.argmax(1, keepdim=True) if classes is None else _in_range(classes, scores)
     if picked.shape[1] != count:
         raise ValueError(f"classes must have one for each of the {count} maps of an image, got {picked.shape[1]}")
-    return _at_least_single(scores).softmax(1).gather(1, picked), picked
+    return _at_least_single(scores).log_softmax(1).gather(1, picked), picked
 
 
 def pointing_game(maps: Tensor | ClassActivationMaps, boxes: Tensor) -> Tensor:

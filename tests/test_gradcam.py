@@ -6,6 +6,7 @@ import copy
 import gc
 import itertools
 import math
+import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
@@ -1513,3 +1514,177 @@ def test_wrong_boxes() -> None:
             measure(maps, [[0, 0, 2, 2]] * 2)
         with pytest.raises(ValueError, match="maps must be"):
             measure(maps[0], torch.tensor([[0, 0, 2, 2]]))
+
+
+# --- models that do unusual things ----------------------------------------------------------------
+
+
+class _Named(nn.Module):
+    """A function of a user, whose node in the graph may be called as one of torch's own."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function.apply(x)
+
+
+class Mul(torch.autograd.Function):  # as torch calls the product
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x**3
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return 3 * g * ctx.saved_tensors[0] ** 2
+
+
+class View(torch.autograd.Function):  # as torch calls a change of shape
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return 5 * x
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return 5 * g
+
+
+class _Mean(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3))
+
+
+def _small(*tail: nn.Module) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), *tail).double().eval()
+
+
+def test_a_function_of_a_user_is_not_taken_for_one_of_torchs_with_its_name() -> None:
+    x = torch.rand(2, 1, 6, 6, dtype=torch.float64)
+    curved = _small(_Named(Mul), nn.Flatten(), nn.Linear(48, 4))
+    assert not tail_certificate(curved, "1", x)
+    with pytest.raises(NotImplementedError):  # torch cannot nest forward mode through it, and says so
+        GradCAMPlusPlus(curved, "1")(x, 1)
+    scaled = _small(_Mean(), _Named(View), nn.Linear(3, 4))
+    plain = _small(_Mean(), nn.Linear(3, 4))
+    plain[-1].weight.data = 5 * scaled[-1].weight.data
+    torch.testing.assert_close(GradCAM(scaled, "1")(x, 1).weights, GradCAM(plain, "1")(x, 1).weights)
+
+
+class _WithoutGrad(nn.Module):
+    def __init__(self, net: nn.Sequential) -> None:
+        super().__init__()
+        self.body, self.head = net[:2], net[2:]
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            x = self.body(x)
+        return self.head(x)
+
+
+def test_a_curved_tail_behind_a_layer_in_no_grad_is_differentiated() -> None:
+    net = _small(nn.GELU(), nn.Flatten(), nn.Linear(48, 4))
+    x = torch.rand(2, 1, 6, 6, dtype=torch.float64)
+    words = {"higher_derivatives": "exact"}
+    ours = GradCAMPlusPlus(_WithoutGrad(net), "body.1", **words)(x, 1)
+    torch.testing.assert_close(ours.weights, GradCAMPlusPlus(net, "1", **words)(x, 1).weights)
+
+
+class _Overwriting(nn.Module):
+    def __init__(self, net: nn.Sequential) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        x -= 1
+        return self.net(x)
+
+
+def test_a_model_that_writes_into_its_input_changes_nothing_outside() -> None:
+    net = _small(nn.GELU(), nn.Flatten(), nn.Linear(48, 4))
+    x = torch.rand(2, 1, 6, 6, dtype=torch.float64)
+    before, model = x.clone(), _Overwriting(net)
+    found = GradCAMPlusPlus(model, "net.1")(x, 1)
+    assert torch.equal(x, before)
+    torch.testing.assert_close(found.maps, GradCAMPlusPlus(net, "1")(x - 1, 1).maps)
+    maps = found.normalized()
+    torch.testing.assert_close(average_drop(model, x, maps), average_drop(model, x.clone(), maps))
+    deletion_curve(model, x, maps)
+    assert torch.equal(x, before)
+
+
+class _InList(nn.Module):
+    def forward(self, xs: list[Tensor]) -> Tensor:
+        return xs[0].relu_()
+
+
+class _Wiping(nn.Module):
+    def __init__(self, net: nn.Sequential) -> None:
+        super().__init__()
+        self.conv, self.layer, self.head = net[0], _InList(), net[2:]
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv(x)
+        scores = self.head(self.layer([h]))
+        h.zero_()
+        return scores
+
+
+def test_a_layer_in_place_whose_input_comes_in_a_list_is_seen_as_it_put_out() -> None:
+    net = _small(_Mean(), nn.Linear(3, 4))
+    x = torch.rand(2, 1, 6, 6, dtype=torch.float64)
+    torch.testing.assert_close(GradCAM(_Wiping(net), "layer")(x, 1).maps, GradCAM(net, "1")(x, 1).maps)
+
+
+def test_a_probability_that_underflows_has_a_drop() -> None:
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 2))
+    model[2].weight.data.zero_()
+    model[2].bias.data = torch.tensor([0.0, 200.0])
+    assert average_drop(model, torch.rand(3, 1, 4, 4), torch.ones(3, 1, 4, 4), 0) == 0
+    assert average_increase(model, torch.rand(3, 1, 4, 4), torch.ones(3, 1, 4, 4), 0) == 0
+
+
+def test_the_fractions_of_a_curve_are_those_of_the_pixels_when_the_steps_do_not_divide_them() -> None:
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 2)).double()
+    x, maps = torch.ones(1, 1, 2, 2, dtype=torch.float64), torch.arange(4.0).double().reshape(1, 1, 2, 2)
+    curve = deletion_curve(model, x, maps, 0, steps=3)
+    assert curve.fractions.tolist() == [0, 0.25, 0.75, 1]
+    for fraction, value in zip(curve.fractions, curve.values[0, 0], strict=True):
+        wanted = model(x * (1 - fraction)).softmax(1)[0, 0]  # the mean is all that this model sees
+        torch.testing.assert_close(value, wanted.detach())
+
+
+def test_threads_do_not_see_each_other() -> None:
+    net = nn.Sequential(_small(_Mean(), nn.Linear(3, 4)), nn.Identity()).train()
+    x = torch.rand(2, 1, 6, 6, dtype=torch.float64)
+    wanted, plain = GradCAM(net, "0.1")(x, 1).maps, net(x).detach()
+    wrong: list[str] = []
+
+    def call() -> None:
+        for _ in range(20):
+            if not torch.equal(GradCAM(net, "0.1")(x, 1).maps, wanted):
+                wrong.append("a map")
+
+    def run() -> None:
+        for _ in range(100):
+            with torch.no_grad():
+                y = net(x)
+            if y.requires_grad or not torch.equal(y, plain):
+                wrong.append("a plain run")
+
+    threads = [threading.Thread(target=target) for target in (call, call, run)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert net.training
