@@ -9,6 +9,7 @@ gradients alone.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -278,8 +279,9 @@ def tail_derivatives(
         verify: whether nested reverse mode is asked about one random direction.
 
     Raises:
-        NotImplementedError: nested forward mode of an operation is wrong in torch, or missing, or the operation is random: it and
-            its module are named. Or forward and reverse mode disagree, which shows also where samples of the batch are mixed.
+        NotImplementedError: nested forward mode of an operation is wrong in torch, or missing, or the operation is random, or
+            vmap does not take it, as it takes no choice that hangs on the numbers: it and its module are named, as far as torch
+            shows them. Or forward and reverse mode disagree, which shows also where samples of the batch are mixed.
     """
     shape = activations.shape[1:]
     entries = math.prod(shape)
@@ -408,6 +410,18 @@ class _Elementary(TorchFunctionMode):
             raise NotImplementedError(
                 f"{self._where()} applies {name}, which torch cannot differentiate here: {error}"
             ) from error
+        except RuntimeError as error:
+            if not self._nested(error):
+                raise
+            raise NotImplementedError(
+                f"{self._where()} applies {name}, which torch cannot take through nested forward mode and vmap: {error}"
+            ) from error
+
+    def _nested(self, error: RuntimeError) -> bool:
+        """Whether it is an error of the nested forward mode, as far as can be known, and has no better message yet."""
+        if isinstance(error, (NotImplementedError, torch.OutOfMemoryError)):
+            return False
+        return self.forward and torch._C._are_functorch_transforms_active()
 
     def _where(self) -> str:
         if not self.modules:
@@ -438,8 +452,12 @@ def _watched(tail: Tail, model: nn.Module | None, forward: bool) -> Tail:
 
     def watched(activations: Tensor) -> Tensor:
         mode = _Elementary(names, forward)
+        failed: list[tuple[BaseException, str]] = []  # the last error, and the innermost module that it left
 
         def leave(*_: Any) -> None:
+            error = sys.exception()
+            if error is not None and not any(error is known for known, _ in failed):
+                failed[:] = [(error, mode._where())]
             mode.modules.pop()
 
         handles = (
@@ -450,6 +468,13 @@ def _watched(tail: Tail, model: nn.Module | None, forward: bool) -> Tail:
             # the fused kernels of attention have no second derivative
             with sdpa_kernel(SDPBackend.MATH), mode:
                 return tail(activations)
+        except RuntimeError as error:
+            if not mode._nested(error):
+                raise
+            where = next((place for known, place in failed if known is error), mode._where())
+            raise NotImplementedError(
+                f"{where} does what torch cannot take through nested forward mode and vmap: {error}"
+            ) from error
         finally:
             for handle in handles:
                 handle.remove()

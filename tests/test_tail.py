@@ -24,6 +24,7 @@ from pwl_lib._tail import (
     tail_certificate,
     tail_derivatives,
 )
+from pwl_lib.gradcam import GradCAMPlusPlus
 
 C, SIDE, CLASSES = 4, 3, 5
 
@@ -624,6 +625,53 @@ def test_an_operation_that_torch_cannot_differentiate_is_named() -> None:
         tail_derivatives(tail, A, CLASS_TABLE, model=model)
     with pytest.raises(ValueError, match="chunk"):
         tail_derivatives(tail, A, CLASS_TABLE, chunk=0)
+
+
+class OldStyle(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return 2 * g * ctx.saved_tensors[0]
+
+
+@pytest.mark.parametrize(
+    ("function", "does", "message"),
+    [
+        (lambda z: OldStyle.apply(z), "does what", "must override the setup_context"),
+        (lambda z: z.tanh() if z.max() > 0 else z, "applies __bool__, which", "data-dependent control flow"),
+        (lambda z: z.tanh() * z.max().item(), "applies item, which", "item"),
+        (lambda z: z * z[z > 0].mean(), "applies __getitem__, which", "dynamic shape"),
+    ],
+    ids=["old-style Function", "if", "item", "mask"],
+)
+def test_what_vmap_and_nested_forward_mode_do_not_take_is_named(function: Any, does: str, message: str) -> None:
+    model = net(nn.Sequential(nn.ReLU(), Call(function)), *pooled())
+    tail, A = cut(model)
+    with pytest.raises(NotImplementedError, match=message) as raised:
+        tail_derivatives(tail, A, CLASS_TABLE, model=model)
+    text = str(raised.value)
+    assert text.startswith(f"module '2.1' (Call) {does} torch cannot take"), text
+    assert type(raised.value.__cause__) is RuntimeError
+    assert str(raised.value.__cause__) in text
+    assert not torch.nn.modules.module._global_forward_hooks
+    assert not torch._C._are_functorch_transforms_active()
+    with pytest.raises(NotImplementedError, match=r"the tail (does|applies)"):
+        tail_derivatives(lambda A: function(A).mean((2, 3)), A, CLASS_TABLE % C)
+    with pytest.raises(NotImplementedError, match=r"module '2\.1' .*higher_derivatives='piecewise_linear' takes"):
+        GradCAMPlusPlus(model, "1", higher_derivatives="exact")(images(2), CLASS_TABLE)
+
+
+def test_an_error_of_the_memory_stays_what_it_is() -> None:
+    def full(z: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("full")
+
+    tail, A = cut(net(Call(full), *pooled()))
+    with pytest.raises(torch.OutOfMemoryError, match="full"):
+        tail_derivatives(tail, A, CLASS_TABLE)
 
 
 def test_in_place_operations_are_taken_as_they_are_written() -> None:
