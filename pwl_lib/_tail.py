@@ -8,6 +8,7 @@ gradients alone.
 
 from __future__ import annotations
 
+import difflib
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -90,7 +91,7 @@ def tail_certificate(
     Raises:
         TypeError: ``images``, the feature map or the scores are not floating point tensors, or another argument has another type.
         ValueError: the model has no such layer, the layer does not run exactly once, the feature map is not
-            ``(B, C, h, w)`` or the scores are not ``(B, n)``.
+            ``(B, C, h, w)``, or the scores are not ``(B, n)`` or do not depend on the layer.
 
     Example:
         >>> import torch
@@ -108,16 +109,28 @@ def tail_certificate(
     check_floating("images", images)
     check_count("probes", probes, 1)
     check_count("seed", seed, 0)
-    model = getattr(model, "_orig_mod", model)  # what torch.compile was given
-    layer = _find(model, target_layer)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    model = _uncompiled(model)
+    name, layer = _find(model, target_layer)
     with untouched(model, images), _evaluating(model):
-        return certify(_tail(model, layer, images), _feature_map(model, layer, images), model, probes=probes, seed=seed)
+        A, tail = _feature_map(model, layer, images, name), _tail(model, layer, images)
+        return certify(tail, A, model, probes=probes, seed=seed, layer=name)
 
 
 def certify(
-    tail: Tail, activations: Tensor, model: nn.Module | None = None, *, probes: int = 4, seed: int = 0
+    tail: Tail,
+    activations: Tensor,
+    model: nn.Module | None = None,
+    *,
+    probes: int = 4,
+    seed: int = 0,
+    layer: str | None = None,
 ) -> TailCertificate:
-    """The certificate of a tail that stands as a function of ``activations``; ``model`` gives the modules their names."""
+    """The certificate of a tail that stands as a function of ``activations``; ``model`` gives the modules their names.
+
+    With the name of a ``layer``, scores that do not depend on ``activations`` are refused.
+    """
     offenders = _offenders(tail, activations, _names(model))
     A = activations.detach().clone().requires_grad_()
     generator = torch.Generator().manual_seed(seed)
@@ -129,6 +142,11 @@ def certify(
     with torch.enable_grad():
         scores = _watched(tail, model, forward=False)(A)
         _check_scores(scores, A)
+        if layer is not None and not _depends(scores, A):
+            raise ValueError(
+                f"the scores must depend on what target_layer {layer!r} puts out, and they do not: the model detaches it, "
+                "or ignores what a layer in place returns"
+            )
         try:
             for _ in range(probes):
                 gradient = _gradient((scores * random(scores)).sum(), A)
@@ -141,6 +159,21 @@ def certify(
                 raise
             residual = math.nan  # torch does not know the second derivative of some operation
     return TailCertificate(residual, offenders)
+
+
+def _depends(y: Tensor, x: Tensor) -> bool:
+    """Whether the graph of ``y`` reaches ``x``, a leaf."""
+    known: set[Any] = set()
+    stack = [y.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in known:
+            continue
+        if getattr(node, "variable", None) is x:
+            return True
+        known.add(node)
+        stack += [inner for inner, _ in node.next_functions]
+    return False
 
 
 def _gradient(y: Tensor, x: Tensor, create_graph: bool = True) -> Tensor:
@@ -165,22 +198,43 @@ def _offenders(tail: Tail, activations: Tensor, names: dict[nn.Module, str]) -> 
 def _names(model: nn.Module | None) -> dict[nn.Module, str]:
     if model is None:
         return {}
-    return {module: name for name, module in getattr(model, "_orig_mod", model).named_modules()}
+    return {module: _plain(name) for name, module in _uncompiled(model).named_modules()}
 
 
 # --- the cut --------------------------------------------------------------------------------------
 
 
-def _find(model: nn.Module, target_layer: nn.Module | str) -> nn.Module:
-    if not isinstance(target_layer, (nn.Module, str)):
-        raise TypeError(f"target_layer must be a module or its dotted name, got {type(target_layer).__name__}")
-    for name, module in model.named_modules():
-        if target_layer == name or target_layer is module:
-            return module
-    raise ValueError(f"target_layer must be a module of the model, and it has no {target_layer!r}")
+def _uncompiled(module: nn.Module) -> nn.Module:
+    while isinstance(inner := getattr(module, "_orig_mod", None), nn.Module):  # what torch.compile was given
+        module = inner
+    return module
 
 
-def _feature_map(model: nn.Module, layer: nn.Module, images: Tensor) -> Tensor:
+def _find(model: nn.Module, layer: nn.Module | str) -> tuple[str, nn.Module]:
+    names: dict[str, nn.Module] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(_plain(name), _uncompiled(module))
+    if isinstance(layer, nn.Module):
+        layer = _uncompiled(layer)
+        for name, module in names.items():
+            if module is layer:
+                return name, module
+        raise ValueError(f"target_layer must be a module of the model, got a {type(layer).__name__} that is not in it")
+    if not isinstance(layer, str):
+        raise TypeError(f"target_layer must be a module or its dotted name, got {type(layer).__name__}")
+    if (name := _plain(layer)) in names:
+        return name, names[name]
+    near = difflib.get_close_matches(layer, [name for name in names if name], n=3, cutoff=0.4)
+    hint = f"; near it: {', '.join(map(repr, near))}" if near else ""
+    raise ValueError(f"target_layer must be the name of a module of the model, got {layer!r}{hint}")
+
+
+def _plain(name: str) -> str:
+    """The name of a module in the model as it is written, without what torch.compile adds."""
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
+def _feature_map(model: nn.Module, layer: nn.Module, images: Tensor, name: str) -> Tensor:
     seen: list[Any] = []
 
     def keep(module: nn.Module, args: Any, output: Any) -> None:
@@ -189,10 +243,13 @@ def _feature_map(model: nn.Module, layer: nn.Module, images: Tensor) -> Tensor:
     with _hook(layer, keep), torch.no_grad():
         model(images)
     if len(seen) != 1:
-        raise ValueError(f"target_layer must run once in a call of the model, it ran {len(seen)} times")
-    check_floating("the output of target_layer", seen[0])
+        inside = "" if seen else " (in eval mode; inside TorchScript no layer is seen)"
+        raise ValueError(
+            f"target_layer {name!r} must run once in a call of the model, it ran {len(seen)} times{inside}"
+        )
+    check_floating(f"the output of target_layer {name!r}", seen[0])
     if seen[0].dim() != 4:
-        raise ValueError(f"the output of target_layer must be (B, C, h, w), got shape {tuple(seen[0].shape)}")
+        raise ValueError(f"the output of target_layer {name!r} must be (B, C, h, w), got shape {tuple(seen[0].shape)}")
     return seen[0]
 
 

@@ -347,7 +347,7 @@ def test_a_target_in_a_no_grad_of_the_model_is_asked_as_its_plain_twin() -> None
             model = Net(mode, curve).double().eval()
             found.append(tail_certificate(model, "body.1", images()))
             tail = _tail._tail(model, model.body[1], images(2))
-            A = _tail._feature_map(model, model.body[1], images(2))
+            A = _tail._feature_map(model, model.body[1], images(2), "body.1")
             derivatives.append(torch.stack(tail_derivatives(tail, A, CLASS_TABLE)))
             with torch.no_grad():
                 tail(A)
@@ -410,9 +410,12 @@ def test_an_operation_without_a_second_derivative_gives_no_residual() -> None:
 def test_the_arguments_are_checked() -> None:
     model = build(LINEAR, "vgg")
     for words, error, message in [
-        ({"target_layer": "nowhere"}, ValueError, "no 'nowhere'"),
-        ({"target_layer": nn.ReLU()}, ValueError, "has no ReLU"),
+        ({"target_layer": "nowhere"}, ValueError, "got 'nowhere'$"),
+        ({"target_layer": nn.ReLU()}, ValueError, "a ReLU that is not in it"),
         ({"target_layer": 1}, TypeError, "int"),
+        ({"target_layer": "10x"}, ValueError, "got '10x'; near it: '10'"),
+        ({"model": model.forward}, TypeError, "model must be a torch.nn.Module, got method"),
+        ({"model": None}, TypeError, "model must be a torch.nn.Module, got NoneType"),
         ({"target_layer": "8"}, ValueError, r"\(B, C, h, w\), got shape \(3, 6\)"),
         ({"images": [1.0]}, TypeError, "images"),
         ({"images": torch.zeros(3, 2, 3, 3, dtype=torch.int64)}, TypeError, "images"),
@@ -424,16 +427,51 @@ def test_the_arguments_are_checked() -> None:
             tail_certificate(**({"model": model, "target_layer": "1", "images": images()} | words))
     twice = nn.ReLU()
     model = net(twice, nn.Conv2d(C, C, 1), twice, *pooled())
-    with pytest.raises(ValueError, match="it ran 2 times"):
+    with pytest.raises(ValueError, match=r"target_layer '2' must run once in a call of the model, it ran 2 times$"):
         tail_certificate(model, twice, images())
+    model.idle = nn.Module()
+    model.idle.layer = nn.ReLU()
+    model.idle.forward = lambda x: x
+    with pytest.raises(ValueError, match=r"target_layer 'idle.layer' must run once .* it ran 0 times \(in eval mode"):
+        tail_certificate(model, "idle.layer", images())
     model = net(nn.AdaptiveAvgPool2d(1))
     with pytest.raises(ValueError, match=r"the scores must be \(3, n\)"):
         tail_certificate(model, "1", images())
 
 
+@pytest.mark.parametrize("curve", [nn.ReLU, nn.GELU])
+def test_scores_that_do_not_depend_on_the_layer_are_refused(curve: type[nn.Module]) -> None:
+    class Ignores(nn.Module):
+        def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+            super().__init__()
+            self.target, self.head = nn.Conv2d(2, C, 1), nn.Sequential(curve(), *pooled())
+            self.skip, self.function = nn.Conv2d(2, C, 1), function
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.function(self.skip(x), self.target(x)))
+
+    for function in (lambda skip, z: skip, lambda skip, z: skip + z.detach()):
+        with pytest.raises(ValueError, match="the scores must depend on what target_layer 'target' puts out"):
+            tail_certificate(Ignores(function).double(), "target", images())
+    frozen = Ignores(lambda skip, z: skip + z).double().requires_grad_(False)
+    assert bool(tail_certificate(frozen, "target", images())) == (curve is nn.ReLU)
+
+
 def test_a_compiled_model_is_asked_as_it_is_written() -> None:
     model = torch.compile(build(CURVED, "gelu"), backend="eager")
     assert tail_certificate(model, "1", images()).offenders[0].path == "3"
+
+
+def test_a_layer_in_a_compiled_module_is_found_by_its_name() -> None:
+    model = nn.Sequential(nn.Sequential(nn.Conv2d(2, C, 1), nn.ReLU(), nn.GELU()), *pooled()).double()
+    plain, layer = tail_certificate(model, "0.0", images()), model[0][0]
+    model[0] = torch.compile(model[0], backend="eager")
+    model[0](images())  # compiled without a hook
+    for name in ("0.0", "0._orig_mod.0", layer):
+        assert tail_certificate(model, name, images()) == plain
+    assert plain.offenders == (("0.2", "GELU", "gelu"),)
+    with pytest.raises(ValueError, match=r"got '0.1x'; near it: '0.1'"):
+        tail_certificate(model, "0.1x", images())
 
 
 # --- the derivatives ------------------------------------------------------------------------------
@@ -536,7 +574,7 @@ def test_what_does_not_depend_on_the_map_is_neither_refused_nor_differentiated()
             return self.head(out)
 
     model, x = Beside().double(), images(2)
-    A = _tail._feature_map(model, model.target, x)
+    A = _tail._feature_map(model, model.target, x, "target")
     ours = torch.stack(tail_derivatives(_tail._tail(model, model.target, x), A, CLASS_TABLE, model=model))
     beside = model.beside(model.before(x)).detach()
     for b in range(2):
