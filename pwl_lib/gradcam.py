@@ -1064,7 +1064,7 @@ def average_drop(
     Source: Chattopadhyay et al. (2018), section 4.1; the book, :eq:`eq-average-drop`.
     """
     before, after = _explained(model, images, maps, classes)
-    return -torch.expm1((after - before).clamp(max=0)).mean()
+    return (1 - (after - before).clamp(max=0).exp()).mean()
 
 
 def average_increase(
