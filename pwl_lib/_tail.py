@@ -241,7 +241,7 @@ def _feature_map(model: nn.Module, layer: nn.Module, images: Tensor, name: str) 
         seen.append(output.detach().clone() if isinstance(output, Tensor) else output)  # a later call may write into it
 
     with _hook(layer, keep), torch.no_grad():
-        model(images)
+        model(images.clone())
     if len(seen) != 1:
         inside = "" if seen else " (in eval mode; inside TorchScript no layer is seen)"
         raise ValueError(
@@ -262,7 +262,7 @@ def _tail(model: nn.Module, layer: nn.Module, images: Tensor) -> Tail:
             return activations.clone()  # the model may write into it
 
         with _hook(layer, replace), torch.set_grad_enabled(torch.is_grad_enabled()):  # and back again
-            return model(images)
+            return model(images.clone())  # the model may write into it
 
     return tail
 
@@ -705,8 +705,11 @@ def log_probability_derivatives(
         return found.movedim(0, 1)
 
     mean = gradients(weights[None])
+    # g_c - m is the sum of Y_j (g_c - g_j) over the other classes: no digits cancel where one class is almost certain.
     chosen = F.one_hot(classes, count).to(scores.dtype).movedim(1, 0)
-    first = torch.cat([gradients(part) for part in chosen.split(chunk)], dim=1) - mean
+    others = weights * (1 - chosen)
+    away_from_mean = chosen * others.sum(-1, keepdim=True) - others
+    first = torch.cat([gradients(part) for part in away_from_mean.split(chunk)], dim=1)
     variance, skew = torch.zeros_like(mean), torch.zeros_like(mean)
     for index in torch.arange(count, device=scores.device).split(chunk):
         cotangents = F.one_hot(index, count).to(scores.dtype)[:, None].expand(-1, len(scores), -1)

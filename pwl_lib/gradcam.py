@@ -10,7 +10,6 @@ precision is computed with in float32. No formula has an epsilon.
 
 from __future__ import annotations
 
-import difflib
 import sys
 import threading
 import warnings
@@ -24,7 +23,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pwl_lib._tail import TailCertificate, certify, log_probability_derivatives, tail_certificate, tail_derivatives
+from pwl_lib._tail import (
+    TailCertificate,
+    _find,
+    _uncompiled,
+    certify,
+    log_probability_derivatives,
+    tail_certificate,
+    tail_derivatives,
+)
 from pwl_lib._trace import _tensors
 from pwl_lib._validation import check_bool, check_count, check_floating, check_one_of
 
@@ -612,35 +619,6 @@ def _hooked(layers: Any, hook: Callable[..., Any]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _uncompiled(module: nn.Module) -> nn.Module:
-    while isinstance(inner := getattr(module, "_orig_mod", None), nn.Module):  # what torch.compile was given
-        module = inner
-    return module
-
-
-def _find(model: nn.Module, layer: Layer) -> tuple[str, nn.Module]:
-    names: dict[str, nn.Module] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        names.setdefault(_plain(name), _uncompiled(module))
-    if isinstance(layer, nn.Module):
-        layer = _uncompiled(layer)
-        for name, module in names.items():
-            if module is layer:
-                return name, module
-        raise ValueError(f"target_layer must be a module of the model, got a {type(layer).__name__} that is not in it")
-    if not isinstance(layer, str):
-        raise TypeError(f"target_layer must be a module or its dotted name, got {type(layer).__name__}")
-    if (name := _plain(layer)) in names:
-        return name, names[name]
-    near = difflib.get_close_matches(layer, [name for name in names if name], n=3, cutoff=0.4)
-    hint = f"; near it: {', '.join(map(repr, near))}" if near else ""
-    raise ValueError(f"target_layer must be the name of a module of the model, got {layer!r}{hint}")
-
-
-def _plain(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
 def _share_memory(x: Tensor, y: Tensor) -> bool:

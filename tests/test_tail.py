@@ -810,3 +810,19 @@ def test_scores_that_do_not_depend_on_the_map_have_no_derivatives() -> None:
     ):
         assert all(each.shape == (2, 2, C, SIDE, SIDE) and (each == 0).all() for each in derivatives)
     assert certify(lambda A: scores, A)
+
+
+@pytest.mark.theorem("prop-gradcam-softmax")
+@pytest.mark.parametrize("lead", [5.0, 10.0, 15.0, 30.0])
+def test_a_class_that_is_almost_certain_loses_no_digits(lead: float) -> None:
+    torch.manual_seed(0)
+    head = nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
+    head[1].bias.data[2] += lead
+    A = torch.rand(2, 3, 2, 2)
+    classes = torch.full((2, 1), 2)
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        entry = A.to(dtype).requires_grad_()
+        found.append(log_probability_derivatives(head.to(dtype)(entry), entry, classes))
+    for single, double in zip(*found, strict=True):
+        torch.testing.assert_close(single.double(), double, rtol=1e-4, atol=0)
