@@ -170,6 +170,7 @@ MISTAKES: list[tuple[str, Callable[..., Any], str]] = [
     ("smooth_function", lambda n: torch.exp, "that is the exponential"),
     ("smooth_function", lambda n: lambda score: score ** (1 / n), "the inverse of n is alpha"),
     ("smooth_function", lambda n: lambda score: 3.0, "not yet"),
+    ("smooth_function", lambda n: lambda score: score**n + score + 5, "not yet"),
 ]
 
 

@@ -198,30 +198,32 @@ def smooth_function() -> Iterator[Case]:
     """A function Y of a positive score with alpha = 1/n for every slope; any right one."""
     for n in (3.0, 4.0, 1.5, round(_random.uniform(2.2, 6), 2)):
         points = random_tensor(2, 5).abs() + 0.3
-        wanted = torch.full((5,), 1 / n, dtype=torch.float64)
+        wanted = torch.full((2, 5), 1 / n, dtype=torch.float64)
         yield Case(
             (n,),
             wanted,
             mistakes=harmful(
                 {
-                    "that is the exponential, whose alpha depends on the score": _alpha(points, torch.exp),
+                    "that is the exponential, whose alpha depends on the score": _two_quotients(points, torch.exp),
                     "the inverse of n is alpha: yours is n": torch.full_like(wanted, n),
                 },
                 wanted,
             ),
-            measure=functools.partial(_alpha, points),
-            where="(compared by alpha at five slopes and entries)",
+            measure=functools.partial(_two_quotients, points),
+            where="(compared by Y / (Y' a) and by alpha, at five slopes and entries)",
             tolerance=1e-6,
         )
 
 
-def _alpha(points: Tensor, smooth: Callable[[Tensor], Tensor]) -> Tensor:
-    """Alpha of Y = smooth(g a), one entry a with slope g, by nested autograd."""
+def _two_quotients(points: Tensor, smooth: Callable[[Tensor], Tensor]) -> Tensor:
+    """Y / (Y' a), and alpha, of Y = smooth(g a), one entry a with slope g, by nested autograd.
+
+    Both are the same constant for the right functions. Alpha alone would not see an affine part of Y.
+    """
     g, a = points[0], points[1].clone().requires_grad_()
-    y = smooth(g * a)
-    derivatives = []
+    derivatives = [smooth(g * a)]
     for _ in range(3):
-        (y,) = torch.autograd.grad(y.sum(), a, create_graph=True)
-        derivatives.append(y)
-    _, second, third = (derivative.detach() for derivative in derivatives)
-    return second / (2 * second + a.detach() * third)
+        derivatives.append(torch.autograd.grad(derivatives[-1].sum(), a, create_graph=True)[0])
+    y, first, second, third = (derivative.detach() for derivative in derivatives)
+    a = a.detach()
+    return torch.stack([y / (first * a), second / (2 * second + a * third)])
