@@ -28,7 +28,7 @@ def test_a_page_loads_offline_and_is_accessible(
         assert visit.wrong == []
         assert visit.page.locator("html").get_attribute("data-theme") == scheme
         rules = COLOURS if scheme == "dark" else ()  # the others were asked in the light
-        assert violations(visit.page, formulas=page.stem == "notation", rules=rules) == []
+        assert violations(visit.page, whole=page.stem in ("index", "notation"), rules=rules) == []
         for image in visit.page.locator(".cell_output img").all():
             style = image.evaluate("e => [getComputedStyle(e).filter, getComputedStyle(e).backgroundColor]")
             inverted = scheme == "dark" and not image.evaluate("e => e.classList.contains('photo')")
@@ -50,7 +50,7 @@ def test_a_narrow_page_does_not_scroll_sideways(page: Path, contexts: dict[str, 
         )
         assert (folded, visit.page.evaluate(STICKING_OUT)) == ([], [])
         # What is wider than the screen scrolls in a box of its own, which the keyboard reaches.
-        assert violations(visit.page, formulas=True, rules=("scrollable-region-focusable",)) == []
+        assert violations(visit.page, whole=True, rules=("scrollable-region-focusable",)) == []
     finally:
         visit.page.close()
 
