@@ -11,7 +11,8 @@ from __future__ import annotations
 import difflib
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -22,11 +23,10 @@ from torch import Tensor, nn
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.func import jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
-from pwl_lib._trace import Offender, Trace, _tensors, untouched
+from pwl_lib._trace import Offender, Trace, _tensors, untouched, watching_modules
 from pwl_lib._validation import check_count, check_floating
 from pwl_lib.piecewise_linear import PiecewiseLinearity
 
@@ -143,10 +143,7 @@ def certify(
         scores = _watched(tail, model, forward=False)(A)
         _check_scores(scores, A)
         if layer is not None and not _depends(scores, A):
-            raise ValueError(
-                f"the scores must depend on what target_layer {layer!r} puts out, and they do not: the model detaches it, "
-                "or ignores what a layer in place returns"
-            )
+            raise _independent(layer)
         try:
             for _ in range(probes):
                 gradient = _gradient((scores * random(scores)).sum(), A)
@@ -237,10 +234,10 @@ def _plain(name: str) -> str:
 def _feature_map(model: nn.Module, layer: nn.Module, images: Tensor, name: str) -> Tensor:
     seen: list[Any] = []
 
-    def keep(module: nn.Module, args: Any, output: Any) -> None:
+    def keep(module: nn.Module, args: Any, named: Any, output: Any) -> None:
         seen.append(output.detach().clone() if isinstance(output, Tensor) else output)  # a later call may write into it
 
-    with _hook(layer, keep), torch.no_grad():
+    with _hooked([layer], keep), torch.no_grad():
         model(images.clone())
     if len(seen) != 1:
         inside = "" if seen else " (in eval mode; inside TorchScript no layer is seen)"
@@ -253,40 +250,59 @@ def _feature_map(model: nn.Module, layer: nn.Module, images: Tensor, name: str) 
     return seen[0]
 
 
-def _tail(model: nn.Module, layer: nn.Module, images: Tensor) -> Tail:
-    """The scores as a function of what the layer puts out."""
+def _tail(model: nn.Module, layer: nn.Module, images: Tensor, dtype: torch.dtype | None = None) -> Tail:
+    """The scores as a function of what the layer puts out, in ``dtype``: the model runs anew, with its output replaced."""
 
     def tail(activations: Tensor) -> Tensor:
-        def replace(module: nn.Module, args: Any, output: Any) -> Tensor:
+        def instead(*_: Any) -> Tensor:
             torch.set_grad_enabled(True)  # the layer may stand in a torch.no_grad() of the model
-            return activations.clone()  # the model may write into it
+            return activations.to(dtype or activations.dtype, copy=True)  # the model may write into it
 
-        with _hook(layer, replace), torch.set_grad_enabled(torch.is_grad_enabled()):  # and back again
+        with _hooked([layer], instead), torch.set_grad_enabled(torch.is_grad_enabled()):  # and back again
             return model(images.clone())  # the model may write into it
 
     return tail
 
 
+_ONE_AT_A_TIME = threading.RLock()
+"""For two threads with one model: each would restore what the other has set."""
+
+
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
     """In here the model is in evaluation mode."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
+    with _ONE_AT_A_TIME:
+        training = [module for module in model.modules() if module.training]
         for module in training:
-            module.training = True
+            module.training = False  # not eval(): a train() of the module's own may do more
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
 
 
 @contextmanager
-def _hook(layer: nn.Module, call: Callable[..., Any]) -> Iterator[None]:
-    handle = layer.register_forward_hook(call)
+def _hooked(layers: Iterable[nn.Module], hook: Callable[..., Any]) -> Iterator[None]:
+    """``hook(module, inputs, named inputs, output)`` after each layer, in this thread alone."""
+    owner = threading.get_ident()
+
+    def of_this_thread(*words: Any) -> Any:
+        return hook(*words) if threading.get_ident() == owner else None
+
+    handles = [layer.register_forward_hook(of_this_thread, with_kwargs=True) for layer in layers]
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
+
+
+def _independent(layer: str) -> ValueError:
+    return ValueError(
+        f"the scores must depend on what target_layer {layer!r} puts out, and they do not: the model detaches it, "
+        "or ignores what a layer in place returns"
+    )
 
 
 def _check_scores(scores: Tensor, activations: Tensor) -> None:
@@ -511,19 +527,15 @@ def _watched(tail: Tail, model: nn.Module | None, forward: bool) -> Tail:
         mode = _Elementary(names, forward)
         failed: list[tuple[BaseException, str]] = []  # the last error, and the innermost module that it left
 
-        def leave(*_: Any) -> None:
+        def leave() -> None:
             error = sys.exception()
             if error is not None and not any(error is known for known, _ in failed):
                 failed[:] = [(error, mode._where())]
             mode.modules.pop()
 
-        handles = (
-            register_module_forward_pre_hook(lambda module, _: mode.modules.append(module)),
-            register_module_forward_hook(leave, always_call=True),
-        )
         try:
             # the fused kernels of attention have no second derivative
-            with sdpa_kernel(SDPBackend.MATH), mode:
+            with watching_modules(mode.modules.append, leave), sdpa_kernel(SDPBackend.MATH), mode:
                 return tail(activations)
         except RuntimeError as error:
             if not mode._nested(error):
@@ -532,9 +544,6 @@ def _watched(tail: Tail, model: nn.Module | None, forward: bool) -> Tail:
             raise NotImplementedError(
                 f"{where} does what torch cannot take through nested forward mode and vmap: {error}"
             ) from error
-        finally:
-            for handle in handles:
-                handle.remove()
 
     return watched
 

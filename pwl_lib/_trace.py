@@ -11,6 +11,7 @@ import inspect
 import itertools
 import math
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -95,6 +96,27 @@ def untouched(model: Model, x: Tensor) -> Iterator[None]:
                         buffer.copy_(value)
 
 
+@contextmanager
+def watching_modules(enter: Callable[[nn.Module], None], leave: Callable[[], None]) -> Iterator[None]:
+    """Calls the two around each module that runs in this thread; torch has such hooks for all threads alone."""
+    owner = threading.get_ident()
+
+    def before(module: nn.Module, _: Any) -> None:
+        if threading.get_ident() == owner:
+            enter(module)
+
+    def after(*_: Any) -> None:
+        if threading.get_ident() == owner:
+            leave()
+
+    handles = register_module_forward_pre_hook(before), register_module_forward_hook(after, always_call=True)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 class Trace(TorchFunctionMode):
     """Runs a model with its switches frozen: at their own choices the first time, at the recorded ones in a replay."""
 
@@ -118,7 +140,7 @@ class Trace(TorchFunctionMode):
         self.eps = 0.0  # of the coarsest dtype that a dependent tensor has: the model rounds as it does
         x = x.clone()  # the model may write into its input
         self._mark(x)
-        with self._watch_modules(), self:
+        with watching_modules(self._enter, self._leave), self:
             y = self.model(x)
         if not isinstance(y, Tensor):
             raise TypeError(f"model must return one tensor, got {type(y).__name__}")
@@ -137,22 +159,13 @@ class Trace(TorchFunctionMode):
         parts = [per_sample(switch.margin, x.shape[0], switch.path) for switch in self.switches]
         return torch.cat([x.new_zeros(x.shape[0], 0), *parts], dim=1)
 
-    @contextmanager
-    def _watch_modules(self) -> Iterator[None]:
-        def enter(module: nn.Module, _: Any) -> None:
-            self._modules.append(module)
-            if isinstance(module, torch.jit.ScriptModule):
-                self.offend("TorchScript, which cannot be watched")
+    def _enter(self, module: nn.Module) -> None:
+        self._modules.append(module)
+        if isinstance(module, torch.jit.ScriptModule):
+            self.offend("TorchScript, which cannot be watched")
 
-        def leave(module: nn.Module, *_: Any) -> None:
-            self._modules.pop()
-
-        handles = register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+    def _leave(self) -> None:
+        self._modules.pop()
 
     def _mark(self, result: Any) -> None:
         for tensor in _tensors(result):

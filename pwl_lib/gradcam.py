@@ -11,7 +11,6 @@ precision is computed with in float32. No formula has an epsilon.
 from __future__ import annotations
 
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -25,7 +24,11 @@ from torch import Tensor, nn
 
 from pwl_lib._tail import (
     TailCertificate,
+    _evaluating,
     _find,
+    _hooked,
+    _independent,
+    _tail,
     _uncompiled,
     certify,
     log_probability_derivatives,
@@ -468,19 +471,6 @@ class _ClassActivationMethod:
         _check_scores(scores, len(images))
         return scores, [cuts[layer] for _, layer in self._layers]
 
-    def _tail(self, cut: _Cut, images: Tensor) -> Callable[[Tensor], Tensor]:
-        """The scores as a function of what the layer puts out: the model runs anew, with its output replaced."""
-
-        def tail(activations: Tensor) -> Tensor:
-            def instead(*_: Any) -> Tensor:
-                torch.set_grad_enabled(True)  # the layer may stand in a torch.no_grad() of the model
-                return activations.to(cut.dtype, copy=True)
-
-            with _hooked([cut.layer], instead):
-                return self.model(images.clone())  # the model may write into it
-
-        return tail
-
     def _explain(
         self, images: Tensor, scores: Tensor, classes: Tensor, cuts: list[_Cut], create_graph: bool
     ) -> list[ClassActivationMaps]:
@@ -518,7 +508,7 @@ class _ClassActivationMethod:
         found = []
         for cut, gradient in zip(cuts, gradients, strict=True):
             if gradient is None:
-                raise _independent(cut)
+                raise _independent(cut.name)
             gradient = gradient.transpose(0, 1)
             found.append(gradient if lift == 1 else gradient / lift)
         return found
@@ -569,56 +559,29 @@ def _result(
     )
 
 
-_ONE_AT_A_TIME = threading.RLock()
-"""For two threads with one model: each would restore what the other has set."""
-
-
 @contextmanager
 def _prepared(model: nn.Module, *, freeze: bool) -> Iterator[None]:
     """In here the model is in eval mode and runs uncompiled; with ``freeze`` its parameters ask for no gradients."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    with _ONE_AT_A_TIME:
-        training: list[nn.Module] = []
+    compiled = "torch._dynamo" in sys.modules
+    with (
+        _evaluating(model),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.compiler.set_stance("force_eager") if compiled else nullcontext(),
+    ):
         learned: list[Tensor] = []
-        for module in model.modules():
-            if module.training:
-                training.append(module)
-            if freeze:  # module.parameters() is slower, which shows on a small network
-                parameters = (p for p in module._parameters.values() if p is not None)
-                learned += [p for p in parameters if p.requires_grad and p.is_leaf and not p.is_inference()]
-        compiled = "torch._dynamo" in sys.modules
-        with (
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            torch.compiler.set_stance("force_eager") if compiled else nullcontext(),
-        ):
-            try:
-                for module in training:
-                    module.training = False  # not eval(): a train() of the module's own may do more
-                for parameter in learned:
-                    parameter.requires_grad_(False)
-                yield
-            finally:
-                for module in training:
-                    module.training = True
-                for parameter in learned:
-                    parameter.requires_grad_(True)
-
-
-@contextmanager
-def _hooked(layers: Any, hook: Callable[..., Any]) -> Iterator[None]:
-    owner = threading.get_ident()
-
-    def of_this_thread(*words: Any) -> Any:
-        return hook(*words) if threading.get_ident() == owner else None
-
-    handles = [layer.register_forward_hook(of_this_thread, with_kwargs=True) for layer in layers]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+        for module in model.modules() if freeze else ():  # model.parameters() is slower, which shows on a small network
+            parameters = (p for p in module._parameters.values() if p is not None)
+            learned += [p for p in parameters if p.requires_grad and p.is_leaf and not p.is_inference()]
+        try:
+            for parameter in learned:
+                parameter.requires_grad_(False)
+            yield
+        finally:
+            for parameter in learned:
+                parameter.requires_grad_(True)
 
 
 def _share_memory(x: Tensor, y: Tensor) -> bool:
@@ -685,14 +648,7 @@ def _known_piecewise_linear(scores: Tensor, entry: Any) -> bool:
 
 def _check_dependence(scores: Tensor, cut: _Cut) -> None:
     if scores.grad_fn is None or (scores.grad_fn is not cut.entry and len(_tail_nodes(scores, cut.entry)) == 1):
-        raise _independent(cut)
-
-
-def _independent(cut: _Cut) -> ValueError:
-    return ValueError(
-        f"the scores must depend on what target_layer {cut.name!r} puts out, and they do not: the model detaches it, "
-        "or ignores what a layer in place returns"
-    )
+        raise _independent(cut.name)
 
 
 def _is_first(node: Any, input: Any) -> bool:
@@ -903,7 +859,9 @@ class GradCAMPlusPlus(_WithPooledHead):
             return self.higher_derivatives == "exact"
         if not scores.requires_grad or _known_piecewise_linear(scores, cut.entry):
             return False
-        certificate = certify(self._tail(cut, images.detach()), cut.output.detach(), self.model, probes=1)
+        certificate = certify(
+            _tail(self.model, cut.layer, images.detach(), cut.dtype), cut.output.detach(), self.model, probes=1
+        )
         if certificate:
             return False
         _warn(
@@ -920,7 +878,7 @@ class GradCAMPlusPlus(_WithPooledHead):
         _check_dependence(scores, cut)
         A = cut.output if create_graph else cut.output.detach()
         if exact:
-            tail = self._tail(cut, images)
+            tail = _tail(self.model, cut.layer, images, cut.dtype)
             score = (lambda A: tail(A).log_softmax(1)) if self.smooth_score == "softmax" else tail
             try:
                 derivatives = tail_derivatives(

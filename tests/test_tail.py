@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -826,3 +827,25 @@ def test_a_class_that_is_almost_certain_loses_no_digits(lead: float) -> None:
         found.append(log_probability_derivatives(head.to(dtype)(entry), entry, classes))
     for single, double in zip(*found, strict=True):
         torch.testing.assert_close(single.double(), double, rtol=1e-4, atol=0)
+
+
+def test_a_run_of_the_model_in_another_thread_is_not_seen_by_the_certificate() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 3)).double()
+    x = torch.rand(2, 1, 6, 6, dtype=torch.float64)
+    with torch.no_grad():
+        plain = net(x)
+    wrong: list[str] = []
+
+    def run() -> None:
+        for _ in range(200):
+            with torch.no_grad():
+                y = net(x)
+            if y.requires_grad or not torch.equal(y, plain):
+                wrong.append("a plain run")
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert all(tail_certificate(net, "1", x) for _ in range(10))
+    thread.join()
+    assert wrong == []
