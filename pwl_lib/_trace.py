@@ -202,6 +202,57 @@ class Trace(TorchFunctionMode):
         self.switches.append(Switch(self._where()[0], choice, margin))
         return output
 
+    # The three kinds of switches, of which the rules below make all others.
+
+    def two_slopes(self, z: Tensor, below: Tensor | float) -> Tensor:
+        """Slope 1 where z > 0, slope ``below`` elsewhere."""
+
+        def apply(choice: Tensor) -> tuple[Tensor, Tensor]:
+            on = choice == 1
+            return torch.where(on, z, below * z), torch.where(on, z, -z)
+
+        return self.freeze(lambda: self.choose_slope(z), apply)
+
+    def clamp_between(self, z: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
+        low, high = (torch.as_tensor(bound, dtype=z.dtype, device=z.device) for bound in (low, high))
+        if bool((low > high).any()):
+            raise NotPiecewiseLinear("with a lower bound above the upper one")
+
+        def apply(choice: Tensor) -> tuple[Tensor, Tensor]:
+            output = torch.where(choice == 1, z, torch.where(choice == 0, low, high))
+            # An infinite bound makes no comparison: its margin is the constant 1.
+            above_low = torch.where(low.isinf(), 1, torch.where(choice == 0, low - z, z - low))
+            below_high = torch.where(high.isinf(), 1, torch.where(choice == 2, z - high, high - z))
+            return output, torch.stack([above_low, below_high], dim=-1)
+
+        return self.freeze(lambda: self.choose_side(z, low, high), apply)
+
+    def largest(self, candidates: Tensor, exists: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The maximum over the last dimension and the index of its first winner; ``exists`` is false at padding."""
+        count = candidates.shape[-1]
+        here = torch.ones(count, dtype=torch.bool, device=candidates.device) if exists is None else exists
+
+        def apply(choice: Tensor) -> tuple[Tensor, Tensor]:
+            winner = choice[..., None]
+            output = candidates.gather(-1, winner)
+            others = (winner + torch.arange(1, count, device=candidates.device)) % count
+            compared = here.expand(candidates.shape).gather(-1, others)
+            return output.squeeze(-1), torch.where(compared, output - candidates.gather(-1, others), 1)
+
+        output = self.freeze(lambda: self.choose_winner(candidates, here), apply)
+        return output, self.switches[-1].choice
+
+    # How they choose, and what they do at a tie.
+
+    def choose_slope(self, z: Tensor) -> Tensor:
+        return (z > 0).long()
+
+    def choose_side(self, z: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        return 1 + (z >= high).long() - ((z <= low) & (z < high)).long()
+
+    def choose_winner(self, candidates: Tensor, exists: Tensor) -> Tensor:
+        return candidates.masked_fill(~exists, -math.inf).argmax(-1)
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         tensors = _tensors((args, kwargs))
@@ -286,53 +337,12 @@ def per_sample(value: Tensor, batch: int, path: str) -> Tensor:
 # --- the switches: each rule freezes one torch function at the branch it takes ---
 
 
-def _two_slopes(trace: Trace, z: Tensor, below: Tensor | float) -> Tensor:
-    """Slope 1 where z > 0, slope ``below`` elsewhere."""
-
-    def apply(choice: Tensor) -> tuple[Tensor, Tensor]:
-        on = choice == 1
-        return torch.where(on, z, below * z), torch.where(on, z, -z)
-
-    return trace.freeze(lambda: (z > 0).long(), apply)
-
-
-def _clamp_between(trace: Trace, z: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
-    low, high = (torch.as_tensor(bound, dtype=z.dtype, device=z.device) for bound in (low, high))
-    if bool((low > high).any()):
-        raise NotPiecewiseLinear("with a lower bound above the upper one")
-
-    def apply(choice: Tensor) -> tuple[Tensor, Tensor]:
-        output = torch.where(choice == 1, z, torch.where(choice == 0, low, high))
-        # An infinite bound makes no comparison: its margin is the constant 1.
-        above_low = torch.where(low.isinf(), 1, torch.where(choice == 0, low - z, z - low))
-        below_high = torch.where(high.isinf(), 1, torch.where(choice == 2, z - high, high - z))
-        return output, torch.stack([above_low, below_high], dim=-1)
-
-    return trace.freeze(lambda: 1 + (z >= high).long() - ((z <= low) & (z < high)).long(), apply)
-
-
-def _largest(trace: Trace, candidates: Tensor, exists: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The maximum over the last dimension and the index of its first winner; ``exists`` is false at padding."""
-    count = candidates.shape[-1]
-    here = torch.ones(count, dtype=torch.bool, device=candidates.device) if exists is None else exists
-
-    def apply(choice: Tensor) -> tuple[Tensor, Tensor]:
-        winner = choice[..., None]
-        output = candidates.gather(-1, winner)
-        others = (winner + torch.arange(1, count, device=candidates.device)) % count
-        compared = here.expand(candidates.shape).gather(-1, others)
-        return output.squeeze(-1), torch.where(compared, output - candidates.gather(-1, others), 1)
-
-    output = trace.freeze(lambda: candidates.masked_fill(~here, -math.inf).argmax(-1), apply)
-    return output, trace.switches[-1].choice
-
-
 def _relu(trace: Trace, input: Tensor, inplace: bool = False, *, slope_at_zero: float = 0.0) -> Tensor:
-    return _two_slopes(trace, input, 0.0)
+    return trace.two_slopes(input, 0.0)
 
 
 def _leaky_relu(trace: Trace, input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
-    return _two_slopes(trace, input, negative_slope)
+    return trace.two_slopes(input, negative_slope)
 
 
 def _prelu(trace: Trace, input: Tensor, weight: Tensor) -> Tensor:
@@ -340,7 +350,7 @@ def _prelu(trace: Trace, input: Tensor, weight: Tensor) -> Tensor:
         raise NotPiecewiseLinear("with a weight that depends on the input")
     if weight.numel() > 1:
         weight = weight.reshape(-1, *[1] * (input.dim() - 2))
-    return _two_slopes(trace, input, weight)
+    return trace.two_slopes(input, weight)
 
 
 def _rrelu(
@@ -353,41 +363,41 @@ def _rrelu(
 ) -> Tensor:
     if training:
         raise NotPiecewiseLinear("in training mode, which is random")
-    return _two_slopes(trace, input, (lower + upper) / 2)
+    return trace.two_slopes(input, (lower + upper) / 2)
 
 
 def _absolute(trace: Trace, input: Tensor) -> Tensor:
-    return _two_slopes(trace, input, -1.0)
+    return trace.two_slopes(input, -1.0)
 
 
 def _hardtanh(
     trace: Trace, input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False
 ) -> Tensor:
-    return _clamp_between(trace, input, min_val, max_val)
+    return trace.clamp_between(input, min_val, max_val)
 
 
 def _relu6(trace: Trace, input: Tensor, inplace: bool = False) -> Tensor:
-    return _clamp_between(trace, input, 0.0, 6.0)
+    return trace.clamp_between(input, 0.0, 6.0)
 
 
 def _hardsigmoid(trace: Trace, input: Tensor, inplace: bool = False) -> Tensor:
-    return _clamp_between(trace, input / 6 + 0.5, 0.0, 1.0)
+    return trace.clamp_between(input / 6 + 0.5, 0.0, 1.0)
 
 
 def _softshrink(trace: Trace, input: Tensor, lambd: float = 0.5) -> Tensor:
-    return input - _clamp_between(trace, input, -lambd, lambd)
+    return input - trace.clamp_between(input, -lambd, lambd)
 
 
 def _threshold(trace: Trace, input: Tensor, threshold: float, value: float, inplace: bool = False) -> Tensor:
     if threshold != value:
         raise NotPiecewiseLinear("with a jump: its threshold and its value differ")
-    return _clamp_between(trace, input, threshold, math.inf)
+    return trace.clamp_between(input, threshold, math.inf)
 
 
 def _clamp(trace: Trace, input: Tensor, min: Any = None, max: Any = None) -> Tensor:
     if any(trace.depends(bound) for bound in _tensors((min, max))):
         raise NotPiecewiseLinear("with a bound that depends on the input")
-    return _clamp_between(trace, input, -math.inf if min is None else min, math.inf if max is None else max)
+    return trace.clamp_between(input, -math.inf if min is None else min, math.inf if max is None else max)
 
 
 def _clamp_min(trace: Trace, input: Tensor, min: Any) -> Tensor:
@@ -399,7 +409,7 @@ def _clamp_max(trace: Trace, input: Tensor, max: Any) -> Tensor:
 
 
 def _maximum(trace: Trace, input: Tensor, other: Tensor) -> Tensor:
-    return _largest(trace, torch.stack(torch.broadcast_tensors(input, other), dim=-1))[0]
+    return trace.largest(torch.stack(torch.broadcast_tensors(input, other), dim=-1))[0]
 
 
 def _minimum(trace: Trace, input: Tensor, other: Tensor) -> Tensor:
@@ -410,7 +420,7 @@ def _amax(trace: Trace, input: Tensor, dim: int | Sequence[int] = (), keepdim: b
     dims = sorted(d % input.dim() for d in ([dim] if isinstance(dim, int) else dim)) or list(range(input.dim()))
     if 0 in dims:
         raise NotPiecewiseLinear("over the samples of the batch")
-    output = _largest(trace, input.movedim(dims, list(range(-len(dims), 0))).flatten(-len(dims)))[0]
+    output = trace.largest(input.movedim(dims, list(range(-len(dims), 0))).flatten(-len(dims)))[0]
     return output.reshape([1 if d in dims else size for d, size in enumerate(input.shape)]) if keepdim else output
 
 
@@ -425,7 +435,7 @@ def _max(
         return _maximum(trace, input, dim if isinstance(dim, Tensor) else other)  # type: ignore[arg-type]
     if dim is None or dim % input.dim() == 0:
         raise NotPiecewiseLinear("over the samples of the batch")
-    values, winner = _largest(trace, input.movedim(dim, -1))
+    values, winner = trace.largest(input.movedim(dim, -1))
     if keepdim:
         values, winner = values.unsqueeze(dim), winner.unsqueeze(dim)
     trace.mark_winners(winner)
@@ -443,7 +453,7 @@ def _min(
 
 def _maxout(trace: Trace, input: Tensor, weight: Tensor, bias: Tensor | None, pieces: int) -> Tensor:
     _refuse_dependent(trace, weight, bias)
-    return _largest(trace, F.linear(input, weight, bias).unflatten(-1, (-1, pieces)))[0]
+    return trace.largest(F.linear(input, weight, bias).unflatten(-1, (-1, pieces)))[0]
 
 
 def _maxout2d(
@@ -459,7 +469,7 @@ def _maxout2d(
 ) -> Tensor:
     _refuse_dependent(trace, weight, bias)
     z = F.conv2d(input, weight, bias, stride, padding, dilation, groups)
-    return _largest(trace, z.unflatten(1, (-1, pieces)).movedim(2, -1))[0]
+    return trace.largest(z.unflatten(1, (-1, pieces)).movedim(2, -1))[0]
 
 
 def _refuse_dependent(trace: Trace, *parameters: Tensor | None) -> None:
@@ -486,7 +496,7 @@ def _pool(
         order = torch.arange(index.shape[1]).reshape(-1, scans[1].shape[1]).T.flatten()
         index, exists = index[:, order], exists[:, order]
     windows = input.flatten(-spatial).index_select(-1, index.flatten()).unflatten(-1, index.shape)
-    values, winner = _largest(trace, windows, exists)
+    values, winner = trace.largest(windows, exists)
     shape = (*input.shape[:-spatial], *(scan.shape[0] for scan in scans))
     if not return_indices:
         return values.reshape(shape)
