@@ -23,6 +23,8 @@ from pwl_lib import (
     piecewise_linear,
     pooling,
     rectifiers,
+    recurrent,
+    regions,
     subgradients,
 )
 
@@ -46,6 +48,8 @@ __all__ = [
     "plot",
     "pooling",
     "rectifiers",
+    "recurrent",
+    "regions",
     "subgradients",
 ]
 

@@ -23,6 +23,7 @@ __all__ = [
     "WrongAnswer",
     "argmax",
     "convolution",
+    "depth",
     "gradcam",
     "kronecker",
     "logsumexp",
@@ -31,6 +32,7 @@ __all__ = [
     "piecewise_linear",
     "pooling",
     "rectifiers",
+    "regions",
     "subgradients",
     "training",
 ]

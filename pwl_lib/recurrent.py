@@ -1,0 +1,3 @@
+"""The module of the chapter on recurrent."""
+
+__all__: list[str] = []

@@ -1,0 +1,3 @@
+"""The module of the chapter on regions."""
+
+__all__: list[str] = []
