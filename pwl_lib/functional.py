@@ -10,6 +10,7 @@ from pwl_lib.losses import cross_entropy, l1_loss, mse_loss
 from pwl_lib.maxout import maxout, maxout2d
 from pwl_lib.pooling import avg_pool2d, max_pool2d
 from pwl_lib.rectifiers import absolute, hardtanh, leaky_relu, prelu, relu
+from pwl_lib.recurrent import lstm_cell, rnn_cell
 
 __all__ = [
     "absolute",
@@ -22,6 +23,7 @@ __all__ = [
     "linear",
     "logsumexp",
     "lse_pool2d",
+    "lstm_cell",
     "max_pool2d",
     "maxout",
     "maxout2d",
@@ -29,6 +31,7 @@ __all__ = [
     "mse_loss",
     "prelu",
     "relu",
+    "rnn_cell",
     "soft_argmax",
     "softmax",
     "straight_through_argmax",

@@ -10,6 +10,7 @@ from pwl_lib.losses import CrossEntropyLoss, L1Loss, MSELoss
 from pwl_lib.maxout import Maxout, Maxout2d
 from pwl_lib.pooling import AvgPool2d, MaxPool2d
 from pwl_lib.rectifiers import Absolute, Hardtanh, LeakyReLU, PReLU, ReLU
+from pwl_lib.recurrent import LSTMCell, RNNCell
 
 __all__ = [
     "Absolute",
@@ -19,6 +20,7 @@ __all__ = [
     "Hardtanh",
     "L1Loss",
     "LSEPool2d",
+    "LSTMCell",
     "LeakyReLU",
     "Linear",
     "LogSumExp",
@@ -27,6 +29,7 @@ __all__ = [
     "Maxout",
     "Maxout2d",
     "PReLU",
+    "RNNCell",
     "ReLU",
     "SoftArgmax",
     "Softmax",
