@@ -307,9 +307,13 @@ class Trace(TorchFunctionMode):
             raise NotPiecewiseLinear(f"with arguments that are not known here ({error})") from None
         result = rule(*bound.args, **bound.kwargs)
         if bound.arguments.get("inplace") or (name.endswith("_") and not name.startswith("__")):
-            result = args[0].copy_(result)
+            result = self.write(args[0], result)
         self._mark(result)
         return result
+
+    def write(self, target: Tensor, result: Tensor) -> Tensor:
+        """What a switch that works in place leaves behind."""
+        return target.copy_(result)
 
 
 class NotPiecewiseLinear(Exception):
@@ -421,7 +425,9 @@ def _amax(trace: Trace, input: Tensor, dim: int | Sequence[int] = (), keepdim: b
     if 0 in dims:
         raise NotPiecewiseLinear("over the samples of the batch")
     output = trace.largest(input.movedim(dims, list(range(-len(dims), 0))).flatten(-len(dims)))[0]
-    return output.reshape([1 if d in dims else size for d, size in enumerate(input.shape)]) if keepdim else output
+    for d in dims if keepdim else ():
+        output = output.unsqueeze(d)
+    return output
 
 
 def _amin(trace: Trace, input: Tensor, dim: int | Sequence[int] = (), keepdim: bool = False) -> Tensor:
@@ -497,12 +503,12 @@ def _pool(
         index, exists = index[:, order], exists[:, order]
     windows = input.flatten(-spatial).index_select(-1, index.flatten()).unflatten(-1, index.shape)
     values, winner = trace.largest(windows, exists)
-    shape = (*input.shape[:-spatial], *(scan.shape[0] for scan in scans))
+    outputs = [scan.shape[0] for scan in scans]
     if not return_indices:
-        return values.reshape(shape)
-    chosen = index.expand(*winner.shape, -1).gather(-1, winner[..., None]).reshape(shape)
+        return values.unflatten(-1, outputs)
+    chosen = index.expand(*winner.shape, -1).gather(-1, winner[..., None]).squeeze(-1).unflatten(-1, outputs)
     trace.mark_winners(chosen)
-    return values.reshape(shape), chosen
+    return values.unflatten(-1, outputs), chosen
 
 
 def _each(value: Any, count: int) -> tuple[int, ...]:
