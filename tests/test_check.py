@@ -170,3 +170,13 @@ def test_there_are_a_sentence_and_two_hints(any_exercise):
     first, second = any_exercise.hint(1), any_exercise.hint(2)
     assert first != second
     assert min(len(first), len(second)) > 20
+
+
+def test_two_mistakes_that_come_to_the_same_are_both_named():
+    @exercise(hint="a", more="b")
+    def of_one():
+        """The square of 3."""
+        yield Case((3.0,), 9.0, mistakes={"that is the double": 6.0, "that is a cube": 27.0, "3 is added": 3.0 + 3.0})
+
+    with pytest.raises(check.WrongAnswer, match="likely: that is the double; or 3 is added$"):
+        of_one(lambda x: 2 * x)

@@ -138,12 +138,15 @@ def _tensor(value: Any) -> Tensor:
 
 
 def _diagnose(value: Any, case: Case) -> str | None:
+    likely = []
     for sentence, wrong in case.mistakes.items():
         try:
             if near(value, wrong, case.tolerance):
-                return sentence
+                likely.append(sentence)
         except (TypeError, ValueError, RuntimeError):
             continue  # a value of another kind
+    if likely:
+        return "; or ".join(likely)  # at some inputs two mistakes come to the same
     try:
         got, wanted = _tensor(value), _tensor(case.wanted)
     except (TypeError, ValueError, RuntimeError):
