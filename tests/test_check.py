@@ -178,5 +178,5 @@ def test_two_mistakes_that_come_to_the_same_are_both_named():
         """The square of 3."""
         yield Case((3.0,), 9.0, mistakes={"that is the double": 6.0, "that is a cube": 27.0, "3 is added": 3.0 + 3.0})
 
-    with pytest.raises(check.WrongAnswer, match="likely: that is the double; or 3 is added$"):
+    with pytest.raises(check.WrongAnswer, match=r"likely: that is the double; or 3 is added$"):
         of_one(lambda x: 2 * x)
