@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -16,9 +16,14 @@ import torch
 from cycler import cycler
 from matplotlib import patheffects
 from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
 from torch import Tensor
 
+from pwl_lib._validation import check_one_of
 from pwl_lib.piecewise_linear import activation_pattern, affine_piece
+
+if TYPE_CHECKING:
+    from pwl_lib.regions import Regions
 
 __all__ = [
     "BLUE",
@@ -30,6 +35,8 @@ __all__ = [
     "RED",
     "barycentric",
     "bridge_rectifier",
+    "draw_regions",
+    "draw_surface",
     "matrix",
     "pieces",
     "selection",
@@ -119,13 +126,8 @@ def pieces(
     slope = affine_piece(model, x[first]).A
     if slope.shape[1:] != (1, 2):
         raise ValueError(f"model must map (B, 2) to (B, 1), got a Jacobian of shape {tuple(slope.shape[1:])}")
-    gradient = slope[:, 0]
-    size = gradient.norm(dim=1)
-    hue = (torch.atan2(gradient[:, 1], gradient[:, 0]) / (2 * torch.pi)) % 1
-    strength = size / size.quantile(0.95).clamp(min=1e-12)
-    colour = torch.stack([hue, (0.12 + 0.45 * strength).clamp(max=0.62), torch.full_like(hue, 0.94)], dim=1)
     grid = word.reshape(resolution, resolution).T  # rows are the second coordinate
-    image = torch.as_tensor(mpl.colors.hsv_to_rgb(colour.numpy()))[grid]
+    image = _colour_of_slopes(slope[:, 0])[grid]
     edge = torch.zeros_like(grid, dtype=torch.bool)
     edge[:, 1:] |= grid[:, 1:] != grid[:, :-1]
     edge[1:] |= grid[1:] != grid[:-1]
@@ -134,6 +136,126 @@ def pieces(
     ax.set(xticks=[], yticks=[])
     ax.grid(visible=False)
     return len(words)
+
+
+def _colour_of_slopes(gradient: Tensor) -> Tensor:
+    """``(P, 2)`` gives ``(P, 3)``: the hue is the direction, the strength the size."""
+    size = gradient.norm(dim=1)
+    hue = (torch.atan2(gradient[:, 1], gradient[:, 0]) / (2 * torch.pi)) % 1
+    usual = size.sort().values[int(0.95 * (len(size) - 1))].clamp(min=1e-12)
+    strength = (0.12 + 0.45 * size / usual).clamp(max=0.62).where(size > 0, 0)
+    return torch.as_tensor(mpl.colors.hsv_to_rgb(torch.stack([hue, strength, torch.full_like(hue, 0.94)], 1).numpy()))
+
+
+def _colour_of_numbers(number: Tensor) -> Tensor:
+    """A colour for each whole number, such that numbers near each other have colours far apart; all are light."""
+    hue = (number * 0.6180339887498949) % 1
+    strength = 0.22 + 0.3 * ((number * 0.7548776662466927) % 1)
+    return torch.as_tensor(mpl.colors.hsv_to_rgb(torch.stack([hue, strength, torch.full_like(hue, 0.94)], 1).numpy()))
+
+
+def draw_regions(regions: Regions, ax: Axes | None = None, color: str = "slope", output: int = 0) -> Axes:
+    """Draws the polygons of a slice in the plane of (s, t), with their edges; what their colours stand for can be chosen.
+
+    Args:
+        regions: of :func:`pwl_lib.regions.slice_regions`.
+        ax: where to draw; a new figure without it.
+        color: ``"slope"``: the hue is the direction of the gradient by (s, t), the strength its size, and grey is slope 0.
+            ``"pattern"``: any colour for each polygon. ``"map"`` and ``"piece"``: any colour for each affine map, and for each
+            connected affine piece. ``"value"``: the output at the centroid, orange below 0 and blue above, the stronger the
+            farther. ``"none"``: edges alone.
+        output: whose slope or value is shown, of several outputs.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: ``color`` is none of these, or there is no such output.
+
+    Example:
+        >>> from pwl_lib.regions import slice_regions
+        >>> found = slice_regions(torch.relu, torch.zeros(2), torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]))
+        >>> ax = draw_regions(found)
+        >>> len(ax.collections[0].get_paths())
+        4
+        >>> plt.close(ax.figure)
+    """
+    check_one_of("color", color, ("slope", "pattern", "map", "piece", "value", "none"))
+    _check_output(regions, output, color in ("slope", "value"))
+    if ax is None:
+        ax = plt.figure().add_subplot()
+    face: Tensor | None = None
+    if color == "slope":
+        face = _colour_of_slopes(regions.slope[:, output])
+    elif color == "value":
+        value = (regions.slope[:, output] * regions.centroid).sum(1) + regions.offset[:, output]
+        strength = 0.75 * value.abs() / value.abs().amax().clamp(min=1e-300)
+        ends = torch.tensor([mpl.colors.to_rgb(ORANGE), mpl.colors.to_rgb(BLUE)], dtype=torch.float64)
+        face = 0.97 + strength[:, None] * (ends[(value > 0).long()] - 0.97)
+    elif color != "none":
+        number = {"map": "affine_map", "piece": "connected_piece"}.get(color)
+        face = _colour_of_numbers(torch.arange(len(regions)) if number is None else getattr(regions, number))
+    # Edges get thinner where there are many, so that colours stay to be seen.
+    width = min(0.8, 12 / max(len(regions), 1) ** 0.5)
+    polygons = [polygon.numpy() for polygon in regions.polygons]
+    ax.add_collection(
+        PolyCollection(
+            polygons,
+            facecolors="none" if face is None else face.numpy(),
+            edgecolors=INK if face is None else "#444444",
+            linewidths=width,
+        )
+    )
+    (left, right), (low, high) = regions.box
+    ax.set(xlim=(left, right), ylim=(low, high), xlabel="s", ylabel="t")
+    ax.set_aspect("equal")
+    ax.grid(visible=False)
+    return ax
+
+
+def draw_surface(regions: Regions, ax: Any, output: int = 0) -> Any:
+    """Draws the graph of a model over a plane as the faceted surface that it is: one flat facet for each polygon, coloured by its slope.
+
+    Args:
+        regions: of :func:`pwl_lib.regions.slice_regions`.
+        ax: three-dimensional axes, of ``plt.figure().add_subplot(projection="3d")``.
+        output: which output is the height.
+
+    Returns:
+        The collection of the facets.
+
+    Raises:
+        ValueError: there is no such output.
+
+    Example:
+        >>> from pwl_lib.regions import slice_regions
+        >>> found = slice_regions(torch.abs, torch.zeros(2), torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]))
+        >>> figure = plt.figure()
+        >>> facets = draw_surface(found, figure.add_subplot(projection="3d"))
+        >>> plt.close(figure)
+    """
+    from mpl_toolkits.mplot3d.art3d import Poly3DCollection  # type: ignore[import-untyped]
+
+    _check_output(regions, output, True)
+    points = torch.cat([regions.vertices, regions.values[:, output, None]], dim=1)
+    start, number = regions.corners
+    facets = [facet.numpy() for facet in points[number].split(start.diff().tolist())]
+    face = _colour_of_slopes(regions.slope[:, output]).numpy()
+    collection = Poly3DCollection(facets, facecolors=face, edgecolors="#444444", linewidths=0.3)
+    ax.add_collection3d(collection)
+    (left, right), (low, high) = regions.box
+    height = regions.values[:, output]
+    bottom, top = float(height.min()), float(height.max())
+    ax.set(
+        xlim=(left, right), ylim=(low, high), zlim=(bottom, top if top > bottom else bottom + 1), xlabel="s", ylabel="t"
+    )
+    return collection
+
+
+def _check_output(regions: Regions, output: int, needed: bool) -> None:
+    count = regions.values.shape[1]
+    if needed and not 0 <= output < count:
+        raise ValueError(f"output must be a number below the {count} outputs of the model, got {output}")
 
 
 def matrix(values: Tensor, ax: Axes, blocks: tuple[int, int] | None = None) -> int:
