@@ -1,1 +1,242 @@
-"""Checkers of the exercises of the chapter *depth*."""
+"""Checkers of the exercises of the chapter *Depth and time*."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pwl_lib.check._exercise import Case, exercise, harmful, random_tensor
+
+__all__ = ["balance", "bias_for", "dead_units", "deepest", "gain", "he_variance", "switches"]
+
+_random = random.SystemRandom()
+
+
+# --- depth ----------------------------------------------------------------------------------------
+
+
+@exercise(
+    hint="Of a number and its negative, the activation sees one above 0 and one below. What do the two squares add up to?",
+    more="Ask for the factor by which a layer multiplies the mean square, with both slopes in it, and set it to 1.",
+)
+def gain() -> Iterator[Case]:
+    """The gain that keeps the mean square of a signal, for an activation with one slope below 0 and one above."""
+    for below, above, where in (
+        (0.0, 1.0, "for a ReLU"),
+        (1.0, 1.0, "for the identity"),
+        (-1.0, 1.0, "for the absolute value"),
+        (0.01, 1.0, "for a leaky ReLU"),
+        (round(_random.uniform(-0.9, 0.9), 2), round(_random.uniform(0.3, 3), 2), "at random slopes"),
+        (round(_random.uniform(1.2, 3), 2), 0.0, "for a unit that is 0 above"),
+    ):
+        wanted = math.sqrt(2 / (below**2 + above**2))
+        wrong = {
+            "that is right for slope 1 above 0 alone": math.sqrt(2 / (1 + below**2)),
+            "that is the square of the gain": wanted**2,
+            "the slopes count by their squares": math.sqrt(2 / abs(below + above)) if below + above else math.inf,
+            "each side is seen half of the time": wanted / math.sqrt(2),
+            "that is the factor itself, not what makes up for it": 1 / wanted,
+        }
+        yield Case((below, above), wanted, mistakes=harmful(wrong, wanted), where=where)
+
+
+@exercise(
+    hint="How many numbers are added up for one unit? The variance of a weight must get smaller with that number.",
+    more="The variance is the square of the gain over the number of inputs. What a function draws with is often the root of it.",
+)
+def he_variance() -> Iterator[Case]:
+    """A random weight matrix that keeps signals through a leaky ReLU; any symmetric distribution."""
+    for outputs, inputs, slope, where in (
+        (300, 200, 0.0, "for a ReLU"),
+        (150, 400, 0.5, "for a leaky ReLU"),
+        (400, 200, 1.0, "for the identity"),
+    ):
+        root = math.sqrt(2 / (1 + slope**2))
+
+        def described(root: float, outputs: int = outputs, inputs: int = inputs) -> Tensor:
+            return torch.tensor([outputs, inputs, root, 0.0], dtype=torch.float64)
+
+        wrong = {
+            "the variance goes with the number of inputs, not of outputs": described(
+                root * math.sqrt(inputs / outputs)
+            ),
+            "that is the variance where its root, the standard deviation, was wanted": described(
+                root**2 / math.sqrt(inputs)
+            ),
+            "the slope below 0 was forgotten": described(math.sqrt(2)),
+            "that is the gain of a linear layer": described(1.0),
+            "the bounds of a uniform distribution lie further out than its standard deviation": described(
+                root / math.sqrt(3)
+            ),
+        }
+        wanted = described(root)
+        yield Case(
+            (outputs, inputs, slope),
+            wanted,
+            mistakes={sentence: value for sentence, value in wrong.items() if abs(value[2] - root) > 0.1},
+            where=f"{where} (rows, columns, root of the inputs times the standard deviation, and times the mean)",
+            tolerance=0.03,
+            measure=_described,
+        )
+
+
+def _described(weight: Any) -> Tensor:
+    weight = torch.as_tensor(weight, dtype=torch.float64).detach()
+    outputs, inputs = weight.shape
+    spread = inputs**0.5 * weight.std()
+    return torch.stack([torch.tensor(outputs), torch.tensor(inputs), spread, inputs**0.5 * weight.mean()]).to(
+        torch.float64
+    )
+
+
+@exercise(
+    hint="By what factor does a layer change the mean square? And fifty layers?",
+    more="The power of the factor must stay at or above the share. A factor of at least 1 never falls below any.",
+)
+def deepest() -> Iterator[Case]:
+    """The largest depth at which a share of the mean square is left, for a gain and a slope below 0; or None."""
+    for where, low, high in (("for a gain that is too small", 0.4, 1.3), ("for a gain far too small", 0.05, 0.4)):
+        for _ in range(3):
+            slope, share = round(_random.uniform(0, 0.3), 2), round(_random.uniform(0.001, 0.5), 3)
+            yield _deepest_case(round(_random.uniform(low, high), 2), slope, share, where)
+    yield _deepest_case(0.5, 0.0, 0.9, "where one layer is too many")
+    yield _deepest_case(2.0, 0.0, 0.5, "for a gain that explodes")
+    yield _deepest_case(1.5, 0.2, 0.01, "for a gain above the right one")
+    yield _deepest_case(1.0, 0.0, 0.125, "where the share is met exactly")
+
+
+def _deepest_case(gain: float, slope: float, share: float, where: str) -> Case:
+    def deep(factor: float) -> int | None:
+        if factor >= 1:
+            return None
+        depth = 0
+        while factor ** (depth + 1) >= share * (1 - 1e-12):
+            depth += 1
+        return depth
+
+    factor = gain**2 * (1 + slope**2) / 2
+    wanted = deep(factor)
+    wrong: dict[str, Any] = {
+        "the mean square is meant, not its root": deep(math.sqrt(factor)),
+        "a ReLU keeps half of the square only": deep(gain**2),
+    }
+    if wanted is not None:
+        wrong["one more than wanted: at that depth less than the share is left"] = wanted + 1
+        if factor**wanted <= share * (1 + 1e-12):
+            wrong["what is left may be exactly the share"] = wanted - 1
+    mistakes = {sentence: value for sentence, value in wrong.items() if value != wanted and value is not None}
+    return Case((gain, slope, share), wanted, mistakes=mistakes, where=where)
+
+
+@exercise(
+    hint="Compute all pre-activations, a row for each example. When does a unit never let anything through?",
+    more="Dead is a statement about all examples at once, and a pre-activation of exactly 0 lets nothing through.",
+)
+def dead_units() -> Iterator[Case]:
+    """Which units of a ReLU layer are dead on a batch of inputs."""
+    for examples, inputs, units in ((3, 2, 12), (4, 3, 20)):
+        X, W, b = random_tensor(examples, inputs), random_tensor(units, inputs), random_tensor(units) - 0.5
+        W[0], b[0] = 0, -1
+        W[1], b[1] = 0, 1
+        yield _dead_case(W, b, X, "at random numbers")
+    X, W = random_tensor(3, 2).abs().round(decimals=1) + 0.1, -random_tensor(6, 2).abs()
+    W[:3] = 0  # exactly 0 for every example
+    W[5] *= -1
+    yield _dead_case(W, torch.zeros(6, dtype=torch.float64), X, "with pre-activations of exactly 0")
+
+
+def _dead_case(W: Tensor, b: Tensor, X: Tensor, where: str) -> Case:
+    z = X @ W.T + b
+    wanted = (z <= 0).all(0)
+    wrong = {
+        "those units are off for some example: dead means for all": (z <= 0).any(0),
+        "at exactly 0 a ReLU is off too": (z < 0).all(0),
+        "those are the units that are not dead": ~wanted,
+        "the bias is missing": (X @ W.T <= 0).all(0),
+        "the mean over the examples hides the one that is above 0": z.mean(0) <= 0,
+        "that asks for each example, not for each unit": (z <= 0).all(1),
+    }
+    return Case((W, b, X), wanted, mistakes=harmful(wrong, wanted), where=where)
+
+
+@exercise(
+    hint="What is the distribution of a pre-activation, for a fixed input and random weights?",
+    more="It is normal, and its standard deviation is the gain times the root mean square of the input. Invert the distribution function.",
+)
+def bias_for() -> Iterator[Case]:
+    """The bias with which a given share of the units of a Gaussian layer is active, for a fixed input."""
+    for share in (0.5, 0.9, 0.1, round(_random.uniform(0.55, 0.95), 2), round(_random.uniform(0.05, 0.45), 2)):
+        inputs = _random.choice((3, 5, 9))
+        h, gain = random_tensor(inputs) * _random.uniform(0.3, 3), round(_random.uniform(0.7, 2.5), 2)
+        yield _bias_case(share, gain, h, "for one half" if share == 0.5 else "for another share")
+
+
+def _bias_case(share: float, gain: float, h: Tensor, where: str) -> Case:
+    place = torch.special.ndtri(torch.tensor(share, dtype=torch.float64)).item()
+    size, n = h.norm().item(), len(h)
+    wanted = place * gain * size / math.sqrt(n)
+    wrong = {
+        "the sign is wrong": -wanted,
+        "the variance of a weight has the number of inputs in it": place * gain * size,
+        "that is for a standard deviation of 1": place,
+        "the gain is missing": place * size / math.sqrt(n),
+        "that is the variance of the pre-activation, where its root was wanted": place * gain**2 * size**2 / n,
+        "a share becomes a number of standard deviations by the inverse of the distribution function": share
+        * gain
+        * size
+        / math.sqrt(n),
+    }
+    return Case((share, gain, h), wanted, mistakes=harmful(wrong, wanted), where=where)
+
+
+@exercise(
+    hint="A unit switches between two inputs if its weights have one of them on each side. Only the plane of the two inputs counts.",
+    more="In that plane the direction of the weights is uniform. For which part of all directions do the two signs differ?",
+)
+def switches() -> Iterator[Case]:
+    """How many units of a Gaussian layer without biases switch between two inputs, in expectation."""
+    for units, inputs in ((64, 3), (10, 5)):
+        yield _switches_case(units, random_tensor(inputs), random_tensor(inputs), "at random inputs")
+    p = random_tensor(4)
+    yield _switches_case(20, p, -2 * p, "at opposite inputs")
+    yield _switches_case(20, p, 3 * p, "at inputs in the same direction")
+    q = torch.tensor([-p[1].item(), p[0].item(), -p[3].item(), p[2].item()], dtype=torch.float64)
+    yield _switches_case(8, p, q, "at a right angle")
+
+
+def _switches_case(units: int, p: Tensor, q: Tensor, where: str) -> Case:
+    cosine = ((p @ q) / (p.norm() * q.norm())).clamp(-1, 1)
+    angle = torch.arccos(cosine).item()
+    wanted = units * angle / math.pi
+    wrong = {
+        "the directions fill the whole circle, and there are two arcs on it": wanted / 2,
+        "those are degrees": units * math.degrees(angle),
+        "the angle is meant, not its cosine": units * (1 - cosine.item()) / 2,
+        "those are the units that do not switch": units - wanted,
+        "that is the share, not the number": wanted / units,
+    }
+    # near an angle of 0 or pi the arc cosine has few digits
+    return Case((units, p, q), wanted, mistakes=harmful(wrong, wanted), where=where, tolerance=1e-5)
+
+
+@exercise(
+    hint="Multiply all weights of one layer with a number near 1. What does that do to the outputs, and what to the loss?",
+    more="Without biases the outputs are multiplied with the same number, whichever layer it was. Differentiate in the number at 1, twice.",
+)
+def balance() -> Iterator[Case]:
+    """The inner product of a layer's weights with their gradient, in a ReLU network without biases, from its outputs."""
+    for examples, outputs in ((1, 3), (4, 2), (6, 5)):
+        y, g = random_tensor(examples, outputs), random_tensor(examples, outputs)
+        wanted = (y * g).sum()
+        wrong = {
+            "add up over the examples too": (y * g).sum(1),
+            "the gradients already hold the mean, if there is one: add up": (y * g).mean(),
+            "the inner product has the outputs in it": g.sum(),
+            "the sign is wrong": -wanted,
+        }
+        yield Case((y, g), wanted, mistakes=harmful(wrong, wanted), where="at random outputs and gradients")
