@@ -23,7 +23,8 @@ from pwl_lib.piecewise_linear import PiecewiseLinearity, affine_piece
 __all__ = ["Segments", "integrate_along", "segments"]
 
 _TOL = 1e-12
-_MOST_COMPARISONS = 2**21  # in one batch: bounds the memory, and keeps it near the processor
+_MOST_COMPARISONS = 2**20  # in one batch: bounds the memory, and keeps it near the processor
+_FEW_COMPARISONS = 2**15  # a batch of fewer takes no more time
 _FIRST_PROBES = 16
 
 
@@ -151,7 +152,7 @@ def segments(model: Model, start: Tensor, end: Tensor) -> Segments:
         >>> line = segments(lambda x: torch.relu(x).sum(1), torch.tensor([-1.0, -3.0]), torch.tensor([1.0, 1.0]))
         >>> line
         Segments(3 activation segments, 3 affine pieces on a line, 2 -> 1)
-        >>> line.t.tolist(), line.slope.flatten().tolist()
+        >>> line.t.tolist(), line.slope.flatten().round(decimals=9).tolist()
         ([0.0, 0.5, 0.75, 1.0], [0.0, 2.0, 6.0])
 
     Source: the book, :eq:`eq-segments`.
@@ -173,7 +174,7 @@ class _Probe:
         self.rounding = torch.finfo(torch.float64).eps * float(torch.maximum(start.abs(), end.abs()).max())
         # No finer than the inputs on the line are rounded.
         self.tol = min(1e-3, max(_TOL, 16 * self.rounding / float((end - start).abs().max())))
-        self.rows = _FIRST_PROBES
+        self.rows, self.at_least = _FIRST_PROBES, _FIRST_PROBES
 
     def __call__(self, at: np.ndarray) -> tuple[np.ndarray, np.ndarray, Tensor, Tensor, Tensor]:
         away, toward, *parts = zip(*map(self._ask, np.split(at, range(self.rows, len(at), self.rows))), strict=True)
@@ -202,8 +203,8 @@ class _Probe:
                 lower, upper = torch.aminmax(ratio, dim=1)
                 least, most = torch.minimum(least, lower), torch.maximum(most, upper)
         pattern = self._pattern(switches, len(at))
-        comparisons = sum(switch.margin.numel() for switch in switches) // len(at)
-        self.rows = max(1, _MOST_COMPARISONS // max(1, comparisons, self.start.numel()))
+        width = max(1, sum(switch.margin.numel() for switch in switches) // len(at), self.start.numel())
+        self.rows, self.at_least = max(1, _MOST_COMPARISONS // width), min(256, _FEW_COMPARISONS // width)
         reach = step.abs() / torch.stack([most - 1, 1 - least])
         away, toward = reach.cpu().numpy()
         return away, toward, pattern, slope, offset
@@ -243,7 +244,7 @@ def _assemble(probe: _Probe) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         rows = torch.from_numpy(kept).to(probe.start.device)
         found.append([part[rows] for part in parts])
         low, high = np.concatenate([low, new_low]), np.concatenate([high, new_high])
-        gap_low, gap_high, at = _gaps(np.sort(low), np.sort(high), probe.tol)
+        gap_low, gap_high, at = _gaps(np.sort(low), np.sort(high), probe)
     order = np.argsort(low, kind="stable")
     order = order[high[order] - low[order] > probe.tol]  # a probe at a tie has no length
     low, high, rows = low[order], high[order], torch.from_numpy(order).to(probe.start.device)
@@ -256,14 +257,14 @@ def _assemble(probe: _Probe) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return t, pattern[first], slope[first], offset[first]
 
 
-def _gaps(low: np.ndarray, high: np.ndarray, tol: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _gaps(low: np.ndarray, high: np.ndarray, probe: _Probe) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The gaps between what is known, and places in them to look at next: several where many segments are to be expected."""
     gap_low, gap_high = np.concatenate([[0.0], high]), np.concatenate([low, [1.0]])
     length = gap_high - gap_low
-    here = length > tol
+    here = length > probe.tol
     gap_low, gap_high, length = gap_low[here], gap_high[here], length[here]
-    typical = max(float((high - low).mean()), tol)
-    count = np.clip((length / (2 * typical)).astype(int), 1, 64)
+    typical = max(float((high - low).mean()), probe.tol)
+    count = np.clip((length / (2 * typical)).astype(int), max(1, probe.at_least // max(1, len(length))), 64)
     gap = np.repeat(np.arange(len(count)), count)
     place = np.arange(len(gap)) - np.repeat(np.cumsum(count) - count, count)
     at = gap_low[gap] + (place + 0.4877) / count[gap] * length[gap]
@@ -350,7 +351,8 @@ def integrate_along(
         >>> start, end = torch.tensor([-1.0, 0.0]), torch.tensor([1.0, 3.0])
         >>> integrate_along(lambda x: torch.relu(x).sum(1), start, end).tolist()
         [1.0, 3.0]
-        >>> round(integrate_along(lambda x: torch.relu(x).sum(1), start, end, lambda x, A, b: A[:, 0] @ A[0, 0]).item(), 12)
+        >>> squared_norm = integrate_along(lambda x: torch.relu(x).sum(1), start, end, lambda x, A, b: (A**2).sum((1, 2)))
+        >>> round(squared_norm.item(), 9)  # of the gradient: 1 on the first half of the line, 2 on the second
         1.5
 
     Source: the book, :eq:`eq-line-integral`; integrated gradients: Sundararajan, Taly and Yan (2017).
