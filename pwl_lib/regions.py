@@ -165,7 +165,6 @@ def _walk(snapshot: Snapshot, plane: _Plane, box: Box, *, growing: bool) -> Walk
             raise _NotItself from error
         raise
     _refuse_offenders(walk)
-    return walk
     if walk.merges:
         walk.mesh.merge(_words(walk.choices, walk.parents))
         walk.parents.append(walk.mesh.parent)

@@ -179,7 +179,7 @@ def _sides(polygon: tuple[Triple, ...], line: Triple) -> tuple[tuple[Triple, ...
 def _through(model: nn.Module, cells: list[Cell], scale: int) -> tuple[list[Cell], int]:
     name = type(model).__name__
     if name == "Sequential":
-        for module in model.children():
+        for module in model:  # a module that stands twice in it is used twice
             cells, scale = _through(module, cells, scale)
         return cells, scale
     if name == "Residual":
