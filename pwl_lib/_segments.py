@@ -9,16 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
-from pwl_lib._trace import Model, Switch, Trace, per_sample, untouched
+from pwl_lib._trace import Model, Switch, per_sample, untouched
 from pwl_lib._validation import check_count, check_floating
-from pwl_lib.piecewise_linear import PiecewiseLinearity, affine_piece
+from pwl_lib._walk import DoubleTrace, Snapshot
+from pwl_lib.piecewise_linear import AffinePiece, _jacobian, _refuse_offenders
 
 __all__ = ["Segments", "integrate_along", "segments"]
 
@@ -28,19 +28,6 @@ _FEW_COMPARISONS = 2**15  # a batch of fewer takes no more time
 _FIRST_PROBES = 16
 
 
-def in_double(model: Model) -> Model:
-    """The model as a function in double precision: a module is run with doubled parameters and buffers, itself untouched."""
-    model = getattr(model, "_orig_mod", model)  # what torch.compile was given
-    if not isinstance(model, nn.Module):
-        return model
-    module = model
-    doubled = {
-        name: tensor.detach().to(torch.float64 if tensor.is_floating_point() else tensor.dtype, copy=True)
-        for name, tensor in [*module.named_parameters(), *module.named_buffers()]
-    }
-    return lambda x: functional_call(module, doubled, (x,))
-
-
 class Segments:
     r"""A model on the line from ``start`` to ``end``, cut where a switch changes; made by :func:`segments`.
 
@@ -48,9 +35,9 @@ class Segments:
     """
 
     def __init__(
-        self, double: Model, start: Tensor, end: Tensor, t: Tensor, pattern: Tensor, slope: Tensor, offset: Tensor
+        self, snapshot: Snapshot, start: Tensor, end: Tensor, t: Tensor, pattern: Tensor, slope: Tensor, offset: Tensor
     ) -> None:
-        self._double, self._pattern = double, pattern
+        self._snapshot, self._pattern = snapshot, pattern
         self.start, self.end = start, end
         self.t = t
         """``(S + 1,)``: the breakpoints in order, 0 and 1 included."""
@@ -72,22 +59,32 @@ class Segments:
         """``(S, *input_shape)``: the input in the middle of each segment."""
         return self.input((self.t[1:] + self.t[:-1]) / 2)
 
+    def _piece(self, rows: slice) -> AffinePiece:
+        """``A`` and ``b`` of some segments, on the device of the model."""
+        x = self.midpoints[rows].requires_grad_()
+        with untouched(self._snapshot.model, x), self._snapshot.in_its_modes():
+            trace = DoubleTrace(self._snapshot)
+            with torch.enable_grad():
+                A = _jacobian(_rows_of(trace.run(x)), x, trace.eps)
+            with torch.no_grad():
+                return AffinePiece(A, _rows_of(trace.replay(torch.zeros_like(x))))
+
     @cached_property
-    def _pieces(self) -> tuple[Tensor, Tensor]:
-        n, (count, m) = self.start.numel(), self.slope.shape
-        rows = max(1, 2**22 // max(1, m * n, self._pattern.shape[1]))
-        parts = [affine_piece(self._double, x) for x in self.midpoints.split(rows)]
-        return torch.cat([part.A for part in parts]), torch.cat([part.b for part in parts])
+    def _pieces(self) -> AffinePiece:
+        width = self._pattern.shape[1] + self.slope.shape[1] * self.start.numel()
+        parts = [self._piece(rows) for rows in _chunks(len(self), width)]
+        A, b = (torch.cat(matrices).cpu() for matrices in zip(*parts, strict=True))
+        return AffinePiece(A, b)
 
     @property
     def A(self) -> Tensor:
         """``(S, m, n)``: the Jacobian of each segment in all directions. Computed when first asked for."""
-        return self._pieces[0]
+        return self._pieces.A
 
     @property
     def b(self) -> Tensor:
         """``(S, m)``: with ``A``, the affine map of each segment on the whole input space."""
-        return self._pieces[1]
+        return self._pieces.b
 
     @property
     def kinks(self) -> Tensor:
@@ -104,11 +101,11 @@ class Segments:
 
     def input(self, t: Tensor | float) -> Tensor:
         """The inputs ``start + t (end - start)``: ``(P,)`` gives ``(P, *input_shape)``, a number gives ``input_shape``."""
-        return _on_line(self.start, self.end, torch.as_tensor(t, dtype=self.t.dtype, device=self.t.device))
+        return _on_line(self.start, self.end, torch.as_tensor(t, dtype=self.start.dtype, device=self.start.device))
 
     def __call__(self, t: Tensor | float) -> Tensor:
         """The output at ``t`` by the map of its segment: ``(P,)`` gives ``(P, m)``, a number gives ``(m,)``."""
-        t = torch.as_tensor(t, dtype=self.t.dtype, device=self.t.device)
+        t = torch.as_tensor(t, dtype=self.t.dtype, device="cpu")
         if t.dim() > 1 or not bool(((t >= 0) & (t <= 1)).all()):
             raise ValueError(f"t must be one number or a vector of numbers from 0 to 1, got {t!r}")
         segment = torch.searchsorted(self.t[1:-1].contiguous(), t)
@@ -136,7 +133,7 @@ def segments(model: Model, start: Tensor, end: Tensor) -> Segments:
 
     Returns:
         A :class:`Segments` with ``t``, ``pattern``, ``slope``, ``offset``, ``kinks`` and lazily ``A`` and ``b``, in float64 on the
-        device of ``start``. It is a function of t, too.
+        CPU. It is a function of t, too. Its inputs are on the device of ``start``, where the model is run.
 
     At ties:
         A comparison that is a tie all along the line makes no breakpoint, and its switch takes the branch of
@@ -158,10 +155,9 @@ def segments(model: Model, start: Tensor, end: Tensor) -> Segments:
     Source: the book, :eq:`eq-segments`.
     """
     start, end = _check_ends(start, end)
-    double = in_double(model)
-    probe = _Probe(model, double, start, end)
-    with untouched(model, start), torch.no_grad():
-        line = Segments(double, start, end, *_assemble(probe))
+    snapshot = Snapshot(model)
+    with untouched(snapshot.model, start), torch.no_grad():
+        line = Segments(snapshot, start, end, *_assemble(_Probe(snapshot, start, end)))
         _verify(line)
     return line
 
@@ -169,8 +165,8 @@ def segments(model: Model, start: Tensor, end: Tensor) -> Segments:
 class _Probe:
     """Asks the model at places on the line: how far the segment around each reaches, and its pattern, slope and offset."""
 
-    def __init__(self, model: Model, double: Model, start: Tensor, end: Tensor) -> None:
-        self.model, self.double, self.start, self.end = model, double, start, end
+    def __init__(self, snapshot: Snapshot, start: Tensor, end: Tensor) -> None:
+        self.snapshot, self.start, self.end = snapshot, start, end
         self.rounding = torch.finfo(torch.float64).eps * float(torch.maximum(start.abs(), end.abs()).max())
         # No finer than the inputs on the line are rounded.
         self.tol = min(1e-3, max(_TOL, 16 * self.rounding / float((end - start).abs().max())))
@@ -183,12 +179,12 @@ class _Probe:
 
     def _ask(self, at: np.ndarray) -> tuple[np.ndarray, np.ndarray, Tensor, Tensor, Tensor]:
         t = torch.from_numpy(at).to(self.start.device)
-        at_end = (t < 0.5).reshape(-1, *[1] * self.start.dim())  # the farther end: the map is known well between two far points
-        trace = Trace(self.model)
-        trace.model = self.double
+        at_end = (t < 0.5).reshape(
+            -1, *[1] * self.start.dim()
+        )  # the farther end: the map is known well between two far points
+        trace = DoubleTrace(self.snapshot)
         here = _rows_of(trace.run(_on_line(self.start, self.end, t)))
-        if trace.offenders:
-            raise ValueError(f"model is {PiecewiseLinearity(trace.offenders)!r}")
+        _refuse_offenders(trace)
         switches = trace.switches
         there = _rows_of(trace.replay(torch.where(at_end, self.end, self.start)))
         if not bool(torch.isfinite(here).all() and torch.isfinite(there).all()):
@@ -207,11 +203,10 @@ class _Probe:
         self.rows, self.at_least = max(1, _MOST_COMPARISONS // width), min(256, _FEW_COMPARISONS // width)
         reach = step.abs() / torch.stack([most - 1, 1 - least])
         away, toward = reach.cpu().numpy()
-        return away, toward, pattern, slope, offset
+        return away, toward, pattern.cpu(), slope.cpu(), offset.cpu()
 
     def _ratio(self, near: Tensor, far: Tensor) -> Tensor:
         """The margins at the far end by those at the probe; below 1 there is a root on this way, above 1 on the other."""
-        near, far = near.double(), far.double()
         ratio = far / near
         if near.numel():
             smallest, largest = torch.aminmax(near)
@@ -224,7 +219,9 @@ class _Probe:
         words = [per_sample(switch.choice, batch, switch.path) for switch in switches]
         most = max((switch.margin.numel() // max(1, switch.choice.numel()) for switch in switches), default=0)
         small = torch.uint8 if most < 256 else torch.int32
-        return torch.cat([torch.zeros(batch, 0, dtype=small, device=self.start.device), *(w.to(small) for w in words)], 1)
+        return torch.cat(
+            [torch.zeros(batch, 0, dtype=small, device=self.start.device), *(w.to(small) for w in words)], 1
+        )
 
 
 def _assemble(probe: _Probe) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -241,19 +238,19 @@ def _assemble(probe: _Probe) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         kept = np.flatnonzero(np.concatenate([[True], at[1:] > new_high[:-1]]))
         new_low, new_high = new_low[kept], new_high[kept]
         new_low[1:] = np.maximum(new_low[1:], new_high[:-1])
-        rows = torch.from_numpy(kept).to(probe.start.device)
+        rows = torch.from_numpy(kept)
         found.append([part[rows] for part in parts])
         low, high = np.concatenate([low, new_low]), np.concatenate([high, new_high])
         gap_low, gap_high, at = _gaps(np.sort(low), np.sort(high), probe)
     order = np.argsort(low, kind="stable")
     order = order[high[order] - low[order] > probe.tol]  # a probe at a tie has no length
-    low, high, rows = low[order], high[order], torch.from_numpy(order).to(probe.start.device)
+    low, high, rows = low[order], high[order], torch.from_numpy(order)
     pattern, slope, offset = (torch.cat(parts)[rows] for parts in zip(*found, strict=True))
     # Where rounding has cut a segment into two, they become one again.
     new = (pattern[1:] != pattern[:-1]).any(1)
     first = torch.cat([new.new_ones(1), new])
-    inner = ((high[:-1] + low[1:]) / 2)[new.cpu().numpy()]
-    t = torch.from_numpy(np.concatenate([[0.0], inner, [1.0]])).to(rows.device)
+    inner = ((high[:-1] + low[1:]) / 2)[new.numpy()]
+    t = torch.from_numpy(np.concatenate([[0.0], inner, [1.0]]))
     return t, pattern[first], slope[first], offset[first]
 
 
@@ -273,8 +270,9 @@ def _gaps(low: np.ndarray, high: np.ndarray, probe: _Probe) -> tuple[np.ndarray,
 
 def _verify(line: Segments) -> None:
     """The maps must reproduce the model at some places, run in another batch than before."""
-    t = (torch.arange(32, dtype=line.t.dtype, device=line.t.device) + 0.618) / 32
-    value, expected = _rows_of(line._double(line.input(t))), line(t)
+    t = (torch.arange(32, dtype=line.t.dtype) + 0.618) / 32
+    trace = DoubleTrace(line._snapshot)
+    value, expected = _rows_of(trace.run(line.input(t))).cpu(), line(t)
     scale = value.abs() + line.slope.abs().amax(0) + line.offset.abs().amax(0)
     error = (value - expected).abs()
     if not bool((error <= 1e-6 * scale).all()):
@@ -289,8 +287,8 @@ def _on_line(start: Tensor, end: Tensor, t: Tensor) -> Tensor:
 
 
 def _rows_of(y: Tensor) -> Tensor:
-    """``(B, *shape)`` as ``(B, m)``, in double precision."""
-    return y.reshape(y.shape[0], math.prod(y.shape[1:])).double()
+    """``(B, *shape)`` as ``(B, m)``."""
+    return y.reshape(y.shape[0], math.prod(y.shape[1:]))
 
 
 def _check_ends(start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
@@ -361,7 +359,7 @@ def integrate_along(
     if not callable(g):
         if g != "gradient":
             raise TypeError(f"g must be 'gradient' or a function of x, A and b, got {g!r}")
-        return _integrated_gradients(line, model, _which(output, line.slope.shape[1]))
+        return _integrated_gradients(line, _which(output, line.slope.shape[1]))
     if output is not None:
         raise ValueError(f"output belongs to g='gradient', a function is given all outputs; got {output}")
     check_count("order", order, 1)
@@ -370,31 +368,25 @@ def integrate_along(
     low, high = line.t[:-1, None], line.t[1:, None]
     t = (low + high) / 2 + (high - low) / 2 * torch.from_numpy(nodes).to(line.t)
     weight = (high - low) / 2 * torch.from_numpy(weights).to(line.t)
-    total: Tensor | None = None
-    n, m = line.start.numel(), line.slope.shape[1]
-    for rows in _chunks(len(line), line._pattern.shape[1] + m * n * order):
-        middle = affine_piece(line._double, line.midpoints[rows])
-        x = line.input(t[rows].flatten())
-        value = g(x, middle.A.repeat_interleave(order, 0), middle.b.repeat_interleave(order, 0))
+    parts = []
+    for rows in _chunks(len(line), line._pattern.shape[1] + line.slope.shape[1] * line.start.numel() * order):
+        x, piece = line.input(t[rows].flatten()), line._piece(rows)
+        value = g(x, piece.A.repeat_interleave(order, 0), piece.b.repeat_interleave(order, 0))
         if not isinstance(value, Tensor):
             raise TypeError(f"g must return a tensor, got {type(value).__name__}")
         if value.dim() == 0 or len(value) != len(x):
             raise ValueError(f"g must return one value for each of the {len(x)} points, got shape {tuple(value.shape)}")
-        part = torch.tensordot(weight[rows].flatten(), value.to(weight.dtype), dims=1)
-        total = part if total is None else total + part
-    assert total is not None
-    return total
+        parts.append(torch.tensordot(weight[rows].flatten().to(value.device), value.to(weight.dtype), dims=1))
+    return torch.stack(parts).sum(0)
 
 
-def _integrated_gradients(line: Segments, model: Model, output: int) -> Tensor:
+def _integrated_gradients(line: Segments, output: int) -> Tensor:
     total = torch.zeros_like(line.start)
-    length = line.t[1:] - line.t[:-1]
-    with untouched(model, line.start), torch.enable_grad():
+    length = (line.t[1:] - line.t[:-1]).to(line.start.device)
+    with untouched(line._snapshot.model, line.start), torch.enable_grad():
         for rows in _chunks(len(line), line._pattern.shape[1] + line.start.numel()):
             x = line.midpoints[rows].requires_grad_()
-            trace = Trace(model)
-            trace.model = line._double
-            y = _rows_of(trace.run(x))[:, output]
+            y = _rows_of(DoubleTrace(line._snapshot).run(x))[:, output]
             if y.requires_grad:
                 (gradient,) = torch.autograd.grad(y @ length[rows], x, allow_unused=True, materialize_grads=True)
                 total += gradient.sum(0)

@@ -53,7 +53,10 @@ def test_hyperplanes_in_general_position_cut_out_as_many_regions_as_the_formula_
     planes: int, dimension: int, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
-    W, b = torch.randn(planes, dimension, dtype=D, generator=generator), torch.randn(planes, dtype=D, generator=generator)
+    W, b = (
+        torch.randn(planes, dimension, dtype=D, generator=generator),
+        torch.randn(planes, dtype=D, generator=generator),
+    )
     # At every vertex, where n of the planes meet, all sign vectors of those n appear: this finds the regions with a
     # vertex, and points far out in many directions find the others.
     found = set()

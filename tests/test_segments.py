@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -30,7 +31,7 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
 def mlp(*widths: int, seed: int = 0, bias: bool = True) -> nn.Sequential:
     torch.manual_seed(seed)
     layers: list[nn.Module] = []
-    for inputs, outputs in zip(widths, widths[1:]):
+    for inputs, outputs in itertools.pairwise(widths):
         layers += [nn.Linear(inputs, outputs, bias=bias, dtype=D), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
@@ -111,11 +112,16 @@ def line_of(name: str, seed: int = 0) -> tuple[Any, Segments]:
 def assert_exact(model: Any, line: Segments) -> None:
     """All that must hold of segments: order, map, continuity, pattern, and that each comparison keeps its side throughout."""
     length = line.t[1:] - line.t[:-1]
-    assert line.t[0] == 0 and line.t[-1] == 1 and bool((length > 0).all())
+    assert line.t[0] == 0
+    assert line.t[-1] == 1
+    assert bool((length > 0).all())
     assert len(line) == len(line.slope) == len(line.offset) == len(line.pattern) == len(line.midpoints)
     value = model(line.input(line.t)).detach().reshape(len(line) + 1, -1)
     scale = 1 + value.abs().max() + line.slope.abs().max()
-    for ends, place in ((value[:-1], line.t[:-1]), (value[1:], line.t[1:])):  # f at both ends: continuous, and no kink missed
+    for ends, place in (
+        (value[:-1], line.t[:-1]),
+        (value[1:], line.t[1:]),
+    ):  # f at both ends: continuous, and no kink missed
         assert bool(((line.slope * place[:, None] + line.offset - ends).abs() <= 1e-12 * scale).all())
     assert torch.equal(line.pattern, activation_pattern(model, line.midpoints))
     for share in (1e-6, 0.37, 1 - 1e-6):  # a segment has one pattern
@@ -148,7 +154,9 @@ def test_the_affine_map_of_a_segment_is_the_piece_at_its_middle(name: str) -> No
 # --- an exact walk in rational numbers ---
 
 
-def exact_walk(layers: list[tuple[Any, Any]], start: list[int], end: list[int]) -> tuple[list[Fraction], list[Fraction]]:
+def exact_walk(
+    layers: list[tuple[Any, Any]], start: list[int], end: list[int]
+) -> tuple[list[Fraction], list[Fraction]]:
     """The breakpoints of a ReLU network of whole numbers on a line, in exact arithmetic, and its values there."""
     knots = [Fraction(0), Fraction(1)]
     rows = [[Fraction(v) for v in start], [Fraction(v) for v in end]]
@@ -178,7 +186,7 @@ def test_whole_weights_give_the_breakpoints_of_exact_arithmetic(seed: int, width
     def whole(*shape: int) -> Tensor:
         return torch.randint(-3, 4, shape, generator=generator)
 
-    layers = [(whole(b, a), whole(b) * bias) for a, b in zip(widths, widths[1:])]
+    layers = [(whole(b, a), whole(b) * bias) for a, b in itertools.pairwise(widths)]
     start, end = whole(widths[0]), whole(widths[0])
     if torch.equal(start, end):
         end = end + 1
@@ -191,7 +199,9 @@ def test_whole_weights_give_the_breakpoints_of_exact_arithmetic(seed: int, width
 
     line = segments(net, start.float(), end.float())
     torch.testing.assert_close(line.t, torch.tensor([float(t) for t in knots], dtype=D), rtol=0, atol=1e-14)
-    torch.testing.assert_close(line(line.t)[:, 0], torch.tensor([float(v) for v in values], dtype=D), rtol=1e-13, atol=1e-11)
+    torch.testing.assert_close(
+        line(line.t)[:, 0], torch.tensor([float(v) for v in values], dtype=D), rtol=1e-13, atol=1e-11
+    )
 
 
 def saw(x: Tensor, teeth: int) -> Tensor:
@@ -218,7 +228,8 @@ def test_a_saw_of_a_thousand_teeth_has_each_breakpoint_where_it_belongs() -> Non
 
 def test_a_line_along_a_kink_has_the_piece_that_a_tie_takes() -> None:
     line = segments(lambda x: torch.relu(x).sum(1), torch.tensor([0.0, -1.0]), torch.tensor([0.0, 1.0]))
-    assert line.t.tolist() == [0, 0.5, 1] and line.pattern.tolist() == [[0, 0], [0, 1]]
+    assert line.t.tolist() == [0, 0.5, 1]
+    assert line.pattern.tolist() == [[0, 0], [0, 1]]
     # The same turned, so that the pre-activation is 0 only up to rounding.
     w = torch.tensor([0.1, 0.2, -0.3], dtype=D)
     along = torch.tensor([3.0, 0.0, 1.0], dtype=D)
@@ -257,8 +268,11 @@ def test_units_that_are_there_twice_break_the_line_once(seed: int) -> None:
 
 
 def test_switches_without_effect_make_segments_but_no_kinks() -> None:
-    line = segments(lambda x: F.relu(x[:, 0]) - F.relu(-x[:, 0]) + F.relu(x[:, 1]), -torch.ones(2), torch.tensor([1.0, 3.0]))
-    assert line.t.tolist() == [0, 0.25, 0.5, 1] and line.kinks.tolist() == [0.25]
+    line = segments(
+        lambda x: F.relu(x[:, 0]) - F.relu(-x[:, 0]) + F.relu(x[:, 1]), -torch.ones(2), torch.tensor([1.0, 3.0])
+    )
+    assert line.t.tolist() == [0, 0.25, 0.5, 1]
+    assert line.kinks.tolist() == [0.25]
     assert repr(line) == "Segments(3 activation segments, 2 affine pieces on a line, 2 -> 1)"
 
 
@@ -272,7 +286,8 @@ def test_pooling_hides_switches() -> None:
 
 def test_a_dead_network_is_one_segment() -> None:
     line = segments(lambda x: F.relu(-x.abs() - 1).sum(1) + 2, -torch.ones(3), torch.ones(3))
-    assert len(line.kinks) == 0 and line.slope.abs().max() < 1e-15
+    assert len(line.kinks) == 0
+    assert line.slope.abs().max() < 1e-15
     assert len(segments(lambda x: torch.full((len(x), 2), 3.0), torch.zeros(1), torch.ones(1))) == 1
 
 
@@ -293,15 +308,18 @@ def test_a_short_line_far_out_has_no_breakpoint_that_rounding_made() -> None:
 
 def test_breakpoints_at_the_ends_are_none() -> None:
     line = segments(lambda x: torch.relu(x).sum(1), torch.zeros(2), torch.ones(2))
-    assert line.t.tolist() == [0, 1] and line.pattern.tolist() == [[1, 1]]
+    assert line.t.tolist() == [0, 1]
+    assert line.pattern.tolist() == [[1, 1]]
     line = segments(lambda x: torch.relu(x).sum(1), torch.zeros(2), -torch.ones(2))
-    assert line.t.tolist() == [0, 1] and line.pattern.tolist() == [[0, 0]]
+    assert line.t.tolist() == [0, 1]
+    assert line.pattern.tolist() == [[0, 0]]
 
 
 def test_more_candidates_than_a_byte_holds() -> None:
     a, c = randn(400, seed=1), randn(400, seed=2)
     line = segments(lambda x: (x * a + c).amax(1), torch.tensor([-9.0]), torch.tensor([9.0]))
-    assert len(line) > 3 and int(line.pattern.max()) > 255
+    assert len(line) > 3
+    assert int(line.pattern.max()) > 255
     assert bool((line.slope[1:] > line.slope[:-1]).all())  # a maximum is convex
     assert_exact(lambda x: (x * a + c).amax(1), line)
 
@@ -314,7 +332,8 @@ def test_a_line_is_a_function_of_t() -> None:
     t = torch.rand(200, generator=torch.Generator().manual_seed(0), dtype=D)
     torch.testing.assert_close(line(t), model(line.input(t)), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(line(0.25), model(line.input(0.25)[None])[0], rtol=1e-12, atol=1e-12)
-    assert torch.equal(line.input(0.0), line.start) and torch.equal(line.input(1), line.end)
+    assert torch.equal(line.input(0.0), line.start)
+    assert torch.equal(line.input(1), line.end)
     for bad in (-0.1, 1.5, torch.zeros(2, 2), torch.nan):
         with pytest.raises(ValueError, match="t must be one number or a vector of numbers from 0 to 1"):
             line(bad)
@@ -327,8 +346,11 @@ def test_a_model_is_run_in_double_precision_and_left_as_it_was() -> None:
     line = segments(net, start, end)
     exact = segments(mlp(3, 8, 8, 2).float().double(), start, end)
     assert line.t.dtype == line.slope.dtype == line.A.dtype == D
-    assert torch.equal(line.t, exact.t) and torch.equal(line.slope, exact.slope)
-    assert all(torch.equal(value, before[name]) and value.dtype == torch.float32 for name, value in net.state_dict().items())
+    assert torch.equal(line.t, exact.t)
+    assert torch.equal(line.slope, exact.slope)
+    assert all(
+        torch.equal(value, before[name]) and value.dtype == torch.float32 for name, value in net.state_dict().items()
+    )
     with torch.no_grad():
         net[0].weight.zero_()
     torch.testing.assert_close(line.A, exact.A)  # asked later, the line is still the one that was
@@ -343,7 +365,9 @@ def test_batches_of_any_size_give_the_same_line(monkeypatch: pytest.MonkeyPatch)
     assert torch.equal(line.pattern, small.pattern)
     g = integrate_along(model, line.start, line.end, lambda x, A, b: A)
     monkeypatch.undo()
-    torch.testing.assert_close(g, integrate_along(model, line.start, line.end, lambda x, A, b: A), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        g, integrate_along(model, line.start, line.end, lambda x, A, b: A), rtol=1e-12, atol=1e-12
+    )
 
 
 class Named(nn.Module):
@@ -363,25 +387,61 @@ def ones(*shape: int) -> Tensor:
     ("call", "kind", "said"),
     [
         (lambda: segments(torch.relu, ones(2), ones(2)), ValueError, "end must differ from start"),
-        (lambda: segments(torch.relu, ones(2), ones(3)), ValueError, r"end must have the shape of start.*\(2,\) and \(3,\)"),
+        (
+            lambda: segments(torch.relu, ones(2), ones(3)),
+            ValueError,
+            r"end must have the shape of start.*\(2,\) and \(3,\)",
+        ),
         (lambda: segments(torch.relu, ones(0), ones(0)), ValueError, "at least one number"),
-        (lambda: segments(torch.relu, ones(2).long(), ones(2)), TypeError, "start must be floating point, got torch.int64"),
+        (
+            lambda: segments(torch.relu, ones(2).long(), ones(2)),
+            TypeError,
+            "start must be floating point, got torch.int64",
+        ),
         (lambda: segments(torch.relu, ones(2), [1.0, 2.0]), TypeError, "end must be a torch tensor, got list"),
         (lambda: segments(torch.relu, ones(2), ones(2) / 0), ValueError, "end must be finite"),
         (lambda: segments(Named(), ones(2), 0 * ones(2)), ValueError, r"module 'body.1' \(Tanh\) applies tanh"),
         (lambda: segments(lambda x: x * x, ones(2), 0 * ones(2)), ValueError, "not piecewise linear"),
         (lambda: segments(nn.BatchNorm1d(2), ones(2), 0 * ones(2)), ValueError, r"\(BatchNorm1d\).*training mode"),
         (lambda: segments(lambda x: x.sum(), ones(2), 0 * ones(2)), ValueError, "one output for each"),
-        (lambda: segments(lambda x: x / torch.zeros(2), ones(2), 0 * ones(2)), ValueError, "finite numbers on the line"),
+        (
+            lambda: segments(lambda x: x / torch.zeros(2), ones(2), 0 * ones(2)),
+            ValueError,
+            "finite numbers on the line",
+        ),
         (lambda: segments(lambda x: x - x.mean(0), ones(2), 0 * ones(2)), ValueError, "function of its own sample"),
         (lambda: integrate_along(torch.relu, ones(2), -ones(2)), ValueError, "which of the 2 outputs"),
         (lambda: integrate_along(torch.relu, ones(2), -ones(2), output=2), ValueError, "0 to 1, got 2"),
-        (lambda: integrate_along(torch.relu, ones(2), -ones(2), output=0.5), TypeError, "output must be an int, got float"),
-        (lambda: integrate_along(torch.relu, ones(2), -ones(2), "value"), TypeError, "g must be 'gradient' or a function"),
-        (lambda: integrate_along(torch.relu, ones(2), -ones(2), lambda x, A, b: 1), TypeError, "g must return a tensor"),
-        (lambda: integrate_along(torch.relu, ones(2), -ones(2), lambda x, A, b: A[0]), ValueError, "each of the 16 points"),
-        (lambda: integrate_along(torch.relu, ones(2), -ones(2), lambda x, A, b: x, order=0), ValueError, "order must be"),
-        (lambda: integrate_along(torch.relu, ones(2), -ones(2), lambda x, A, b: x, output=0), ValueError, "output belongs to"),
+        (
+            lambda: integrate_along(torch.relu, ones(2), -ones(2), output=0.5),
+            TypeError,
+            "output must be an int, got float",
+        ),
+        (
+            lambda: integrate_along(torch.relu, ones(2), -ones(2), "value"),
+            TypeError,
+            "g must be 'gradient' or a function",
+        ),
+        (
+            lambda: integrate_along(torch.relu, ones(2), -ones(2), lambda x, A, b: 1),
+            TypeError,
+            "g must return a tensor",
+        ),
+        (
+            lambda: integrate_along(torch.relu, ones(2), -ones(2), lambda x, A, b: A[0]),
+            ValueError,
+            "each of the 16 points",
+        ),
+        (
+            lambda: integrate_along(torch.relu, ones(2), -ones(2), lambda x, A, b: x, order=0),
+            ValueError,
+            "order must be",
+        ),
+        (
+            lambda: integrate_along(torch.relu, ones(2), -ones(2), lambda x, A, b: x, output=0),
+            ValueError,
+            "output belongs to",
+        ),
     ],
 )
 def test_bad_input_is_named(call: Callable[[], Any], kind: type[Exception], said: str) -> None:
@@ -450,7 +510,9 @@ def test_a_function_may_return_any_shape_and_sees_inputs_as_they_are() -> None:
     model, line = line_of("max pooling")
 
     def g(x: Tensor, A: Tensor, b: Tensor) -> Tensor:
-        assert x.shape[1:] == (1, 6, 6) and A.shape[1:] == (3, 36) and b.shape[1:] == (3,)
+        assert x.shape[1:] == (1, 6, 6)
+        assert A.shape[1:] == (3, 36)
+        assert b.shape[1:] == (3,)
         return x
 
     mean = integrate_along(model, line.start, line.end, g, order=2)
