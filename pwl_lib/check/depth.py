@@ -79,7 +79,7 @@ def he_variance() -> Iterator[Case]:
             (outputs, inputs, slope),
             wanted,
             mistakes={sentence: value for sentence, value in wrong.items() if abs(value[2] - root) > 0.1},
-            where=f"{where} (rows, columns, root of the inputs times the standard deviation, and times the mean)",
+            where=f"{where} (rows, columns, spread and mean in units of one over the root of the inputs)",
             tolerance=0.03,
             measure=_described,
         )
