@@ -38,6 +38,7 @@ class Segments:
         self, snapshot: Snapshot, start: Tensor, end: Tensor, t: Tensor, pattern: Tensor, slope: Tensor, offset: Tensor
     ) -> None:
         self._snapshot, self._pattern = snapshot, pattern
+        self._inside = 0.0  # the largest comparison: what cancels inside of the model leaves an error of this scale
         self.start, self.end = start, end
         self.t = t
         """``(S + 1,)``: the breakpoints in order, 0 and 1 included."""
@@ -91,13 +92,13 @@ class Segments:
         """The breakpoints at which the map changes, 0 and 1 excluded.
 
         They part affine pieces; the others part activation patterns alone. Two slopes count as one if they differ by at most
-        1e-10 of the largest slope or value that this output has along the line.
+        1e-10 of the largest slope or value that this output has along the line, or by what rounding inside of the model leaves.
         """
         if len(self) == 1:
             return self.t[1:1]
         scale = self.slope.abs().amax(0) + self(self.t).abs().amax(0)
         jump = (self.slope[1:] - self.slope[:-1]).abs()
-        return self.t[1:-1][(jump > 1e-10 * scale).any(1)]
+        return self.t[1:-1][(jump > 1e-10 * scale + 1e-13 * self._inside).any(1)]
 
     def input(self, t: Tensor | float) -> Tensor:
         """The inputs ``start + t (end - start)``: ``(P,)`` gives ``(P, *input_shape)``, a number gives ``input_shape``."""
@@ -157,7 +158,9 @@ def segments(model: Model, start: Tensor, end: Tensor) -> Segments:
     start, end = _check_ends(start, end)
     snapshot = Snapshot(model)
     with untouched(snapshot.model, start), torch.no_grad():
-        line = Segments(snapshot, start, end, *_assemble(_Probe(snapshot, start, end)))
+        probe = _Probe(snapshot, start, end)
+        line = Segments(snapshot, start, end, *_assemble(probe))
+        line._inside = probe.inside
         _verify(line)
     return line
 
@@ -171,6 +174,7 @@ class _Probe:
         # No finer than the inputs on the line are rounded.
         self.tol = min(1e-3, max(_TOL, 16 * self.rounding / float((end - start).abs().max())))
         self.rows, self.at_least = _FIRST_PROBES, _FIRST_PROBES
+        self.inside = 0.0
 
     def __call__(self, at: np.ndarray) -> tuple[np.ndarray, np.ndarray, Tensor, Tensor, Tensor]:
         away, toward, *parts = zip(*map(self._ask, np.split(at, range(self.rows, len(at), self.rows))), strict=True)
@@ -210,6 +214,7 @@ class _Probe:
         ratio = far / near
         if near.numel():
             smallest, largest = torch.aminmax(near)
+            self.inside = max(self.inside, float(largest))
             tie = max(self.tol * float(largest), 4 * self.rounding)
             if float(smallest) <= tie:
                 ratio = torch.where((near <= tie) & (far.abs() <= tie), 1.0, ratio)
@@ -275,7 +280,7 @@ def _verify(line: Segments) -> None:
     value, expected = _rows_of(trace.run(line.input(t))).cpu(), line(t)
     scale = value.abs() + line.slope.abs().amax(0) + line.offset.abs().amax(0)
     error = (value - expected).abs()
-    if not bool((error <= 1e-6 * scale).all()):
+    if not bool((error <= 1e-6 * (scale + line._inside)).all()):
         raise ValueError(
             "each output of the model must be a fixed function of its own sample; "
             f"here the maps of the segments miss the model's value by up to {error.max().item():.3g}"

@@ -306,6 +306,18 @@ def test_a_short_line_far_out_has_no_breakpoint_that_rounding_made() -> None:
     torch.testing.assert_close(line.t, near.t, rtol=0, atol=1e-6)
 
 
+def test_an_output_that_cancels_to_0_has_no_kinks() -> None:
+    W, b = randn(30, 3), randn(30)
+
+    def net(x: Tensor) -> Tensor:
+        h = torch.relu(F.linear(x, W, b))
+        return 0.1 * h.sum(1) - (0.1 * h.flip(1)).sum(1)
+
+    line = segments(net, -2 * torch.ones(3), torch.tensor([1.0, 2.0, 3.0]))
+    assert len(line) > 5
+    assert len(line.kinks) == 0
+
+
 def test_breakpoints_at_the_ends_are_none() -> None:
     line = segments(lambda x: torch.relu(x).sum(1), torch.zeros(2), torch.ones(2))
     assert line.t.tolist() == [0, 1]
