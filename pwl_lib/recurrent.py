@@ -218,8 +218,7 @@ def cell_path(forget_gates: Tensor) -> Tensor:
 def _states(input: Tensor, hx: tuple[Tensor, Tensor] | None, weight_hh: Tensor) -> tuple[Tensor, Tensor]:
     """The two states of an LSTM; zeros where there are none."""
     if hx is None:
-        zeros = _zero_state(input, weight_hh)
-        return zeros, zeros
+        return _zero_state(input, weight_hh), _zero_state(input, weight_hh)
     if not isinstance(hx, (tuple, list)) or len(hx) != 2:
         what = f"{type(hx).__name__} of {len(hx)}" if isinstance(hx, (tuple, list)) else type(hx).__name__
         raise TypeError(f"hx must be a tuple of two tensors, (h, c), or None, got {what}")
@@ -236,6 +235,16 @@ def _states(input: Tensor, hx: tuple[Tensor, Tensor] | None, weight_hh: Tensor) 
 def _zero_state(input: Tensor, weight_hh: Tensor) -> Tensor:
     size = weight_hh.shape[-1] if isinstance(weight_hh, Tensor) and weight_hh.dim() else 0
     return torch.zeros(*input.shape[:-1], size, dtype=input.dtype, device=input.device)
+
+
+def _apart(*tensors: Tensor | None) -> tuple[Any, ...]:
+    """No tensor twice, as the compiler wants the inputs of a function: ``(zeros, zeros)`` is a usual first state."""
+    if not torch.compiler.is_compiling():
+        return tensors
+    return tuple(
+        tensor.clone() if tensor is not None and any(tensor is other for other in tensors[:index]) else tensor
+        for index, tensor in enumerate(tensors)
+    )
 
 
 def _check_cell(
@@ -414,7 +423,7 @@ def rnn_cell(
     check_floating("input", input)
     check_one_of("nonlinearity", nonlinearity, ("tanh", "relu"))
     h = _zero_state(input, weight_hh) if hx is None else hx
-    x, h, *found = autocast_as_torch(input, h, weight_ih, weight_hh, bias_ih, bias_hh)
+    x, h, *found = _apart(*autocast_as_torch(input, h, weight_ih, weight_hh, bias_ih, bias_hh))
     parameters = found[0], found[1], found[2], found[3]
     _check_cell(x, h, *parameters, blocks=1)
     if not derivative_wanted(*tensors):
@@ -566,6 +575,7 @@ def lstm_cell(
     check_floating("input", input)
     h, c = _states(input, hx, weight_hh)
     x, h, *found = autocast_as_torch(input, h, *parameters)
+    x, h, c, *found = _apart(x, h, c, *found)
     parameters = found[0], found[1], found[2], found[3]
     _check_cell(x, h, *parameters, blocks=4)
     if not derivative_wanted(*tensors):

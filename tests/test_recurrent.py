@@ -318,11 +318,11 @@ def norms_back_in_time(cell: nn.Module, xs: Tensor) -> Tensor:
 
 def test_over_a_hundred_steps_the_tanh_gradient_vanishes_and_the_identity_and_an_open_lstm_keep_theirs() -> None:
     torch.manual_seed(0)
-    xs, m = torch.randn(101, 8, 1, dtype=torch.float64), 16
+    xs, m = torch.randn(101, 8, 4, dtype=torch.float64), 16
     norms = {}
     for name in ("tanh", "relu", "identity", "lstm", "lstm 1", "lstm open"):
         kind = "relu" if name == "identity" else name.split()[0]
-        cell = cells(kind, 1, m, dtype=torch.float64)[0]
+        cell = cells(kind, 4, m, dtype=torch.float64)[0]
         with torch.no_grad():
             if name == "identity":
                 cell.weight_hh.copy_(torch.eye(m))
@@ -624,7 +624,9 @@ def _all_at_once(inputs: list[tuple[Tensor, ...]], without: list[tuple[Tensor, .
             if kind == "lstm"
             else PF.rnn_cell(x, None, *parameters, nonlinearity=kind)
         )
-    return found
+    x, *parameters = without[2]
+    zeros = torch.zeros(3, 4)
+    return [*found, *PF.lstm_cell(x, (zeros, zeros), *parameters)]  # one tensor twice
 
 
 @pytest.mark.parametrize(
@@ -808,11 +810,12 @@ def test_one_call_for_torch_function_modes_subclasses_and_fx(kind: str) -> None:
         tagged = [t.as_subclass(_Tagged) if i == index else t for i, t in enumerate(tensors)]
         assert all(type(y) is _Tagged for y in as_tuple(function_of(kind)(*tagged)))
     module = cells(kind, dtype=torch.float64)[0]
-    traced = torch.fx.symbolic_trace(module, concrete_args={"hx": None})
+    traced = torch.fx.symbolic_trace(module)
     calls = [node.target.__name__ for node in traced.graph.nodes if node.op == "call_function"]
     assert calls == [name]
-    for a, b in zip(as_tuple(traced(tensors[0])), as_tuple(module(tensors[0])), strict=True):
-        assert same_bits(a.detach(), b.detach())
+    for state in (None, packed(kind, tensors[1 : 3 if kind == "lstm" else 2])):
+        for a, b in zip(as_tuple(traced(tensors[0], state)), as_tuple(module(tensors[0], state)), strict=True):
+            assert same_bits(a.detach(), b.detach())
 
 
 # --- the modules ----------------------------------------------------------------------------------
