@@ -242,6 +242,10 @@ class Trace(TorchFunctionMode):
         output = self.freeze(lambda: self.choose_winner(candidates, here), apply)
         return output, self.switches[-1].choice
 
+    def largest_at(self, input: Tensor, index: Tensor, exists: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for several maxima, each over its row of ``index`` in the last dimension of ``input``."""
+        return self.largest(input.index_select(-1, index.flatten()).unflatten(-1, index.shape), exists)
+
     # How they choose, and what they do at a tie.
 
     def choose_slope(self, z: Tensor) -> Tensor:
@@ -501,8 +505,7 @@ def _pool(
     if columns_first:  # the first of several winners is then the one in the smallest column
         order = torch.arange(index.shape[1]).reshape(-1, scans[1].shape[1]).T.flatten()
         index, exists = index[:, order], exists[:, order]
-    windows = input.flatten(-spatial).index_select(-1, index.flatten()).unflatten(-1, index.shape)
-    values, winner = trace.largest(windows, exists)
+    values, winner = trace.largest_at(input.flatten(-spatial), index, exists)
     outputs = [scan.shape[0] for scan in scans]
     if not return_indices:
         return values.unflatten(-1, outputs)

@@ -7,6 +7,8 @@ polytope. The three classes below answer the same four questions; the functions 
 
 The hardtanh, and the PReLU with a slope above 1, are not convex. For them the functions return Clarke's subdifferential, which is
 the same hull and needs no convexity.
+
+Whole networks are not convex either. The functions at the end give gradients that are right at their kinks, and Clarke's set.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pwl_lib._least_norm import nearest_to_origin as _nearest_to_origin
+from pwl_lib._limiting import clarke_vertices, limiting_gradient
+from pwl_lib._trace import Model
 from pwl_lib._validation import check_floating
 
 __all__ = [
@@ -30,6 +34,11 @@ __all__ = [
     "KinkChoice",
     "KinkTable",
     "Subdifferential",
+    "clarke_vertices",
+    "descent_direction",
+    "is_subgradient",
+    "least_norm_subgradient",
+    "limiting_gradient",
     "measure_kinks",
     "subdifferential_absolute",
     "subdifferential_hardtanh",
@@ -425,6 +434,101 @@ def subdifferential_max_affine(
     value = torch.tensordot(slopes.double(), x.double(), dims=x.dim()) + intercepts.double()
     active = slopes[_active(value, tol)]
     return ConvexHull(active) if x.dim() else Interval(active.amin(), active.amax())
+
+
+def _hull(model: Model, x: Tensor, output: int | tuple[int, ...] | None) -> ConvexHull:
+    gradients = clarke_vertices(model, x, output)
+    return ConvexHull(gradients.reshape(len(gradients), x.numel()))
+
+
+def is_subgradient(
+    model: Model, x: Tensor, g: Tensor, tol: float | None = None, output: int | tuple[int, ...] | None = None
+) -> bool:
+    r"""Says whether ``g`` is an element of Clarke's subdifferential of ``model`` at one input.
+
+    Args:
+        model: a piecewise linear module or function; small, or with few ties at ``x``.
+        x: ``input_shape``, one input without a batch dimension, floating point, finite.
+        g: of the shape of ``x``, finite.
+        tol: how far from the set ``g`` may lie. Without it, 1e-9, or the rounding error of ``g`` where that is more.
+        output: as for :func:`limiting_gradient`.
+
+    Returns:
+        Whether ``g`` lies in the convex hull of the gradients of the pieces that touch ``x``, :eq:`eq-clarke`.
+
+    Raises:
+        TypeError, ValueError: as :func:`clarke_vertices`.
+        ValueError: ``g`` has another shape than ``x`` or is not finite; ``tol`` is negative.
+
+    Example:
+        >>> model, zero = lambda x: torch.relu(x) - torch.relu(-x), torch.zeros(())
+        >>> is_subgradient(model, zero, torch.tensor(1.0)), is_subgradient(model, zero, torch.tensor(0.0))
+        (True, False)
+
+    Source: the book, :eq:`eq-clarke`.
+    """
+    check_floating("x", x)
+    g = _like("g", g, x)
+    return _hull(model, x, output).contains(g.flatten(), tol)
+
+
+def least_norm_subgradient(model: Model, x: Tensor, output: int | tuple[int, ...] | None = None) -> Tensor:
+    r"""The element of least Euclidean norm of Clarke's subdifferential of ``model`` at one input.
+
+    It is 0, up to rounding, where 0 is such a subgradient: at each local minimum, and at maxima and saddles, too.
+
+    Args:
+        model: a piecewise linear module or function; small, or with few ties at ``x``.
+        x: ``input_shape``, one input without a batch dimension, floating point, finite.
+        output: as for :func:`limiting_gradient`.
+
+    Returns:
+        A tensor of the shape and dtype of ``x``.
+
+    Raises:
+        TypeError, ValueError: as :func:`clarke_vertices`.
+
+    Example:
+        >>> model = lambda x: x[:, 0].abs() + 2 * x[:, 1].abs()
+        >>> least_norm_subgradient(model, torch.tensor([1.0, 0.0]))
+        tensor([1., 0.])
+
+    Source: the book, :prf:ref:`prop-clarke-descent`; the least norm by Wolfe (1976).
+    """
+    return _hull(model, x, output).min_norm().reshape(x.shape)
+
+
+def descent_direction(model: Model, x: Tensor, output: int | tuple[int, ...] | None = None) -> Tensor:
+    r"""A direction of length 1 in which ``model`` falls; 0 where Clarke's subdifferential holds 0.
+
+    With :math:`g` the least-norm element of that set it is :math:`d = -g / \lVert g \rVert`, and the slope in this direction
+    is :math:`f'(x; d) \le -\lVert g \rVert`. Where the function is convex near ``x``, no direction is steeper. Where it is not,
+    one may be, and a point at which this function returns 0 need not be a minimum.
+
+    Args:
+        model: a piecewise linear module or function; small, or with few ties at ``x``.
+        x: ``input_shape``, one input without a batch dimension, floating point, finite.
+        output: as for :func:`limiting_gradient`.
+
+    Returns:
+        A tensor of the shape and dtype of ``x``.
+
+    Raises:
+        TypeError, ValueError: as :func:`clarke_vertices`.
+
+    Example:
+        >>> model = lambda x: x[:, 0].abs() + 2 * x[:, 1].abs()
+        >>> descent_direction(model, torch.tensor([1.0, 0.0])).tolist()
+        [-1.0, 0.0]
+
+    Source: the book, :prf:ref:`prop-clarke-descent`.
+    """
+    hull = _hull(model, x, output)
+    g = hull.min_norm()
+    length, size = torch.linalg.vector_norm(g), torch.linalg.vector_norm(hull.points, dim=1).amax()
+    if bool(length <= torch.finfo(g.dtype).eps ** 0.5 * size):
+        return torch.zeros_like(x)
+    return (0.0 - g / length).reshape(x.shape)  # 0.0 -: no -0
 
 
 class KinkChoice(NamedTuple):
