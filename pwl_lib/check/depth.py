@@ -107,6 +107,7 @@ def deepest() -> Iterator[Case]:
     yield _deepest_case(0.5, 0.0, 0.9, "where one layer is too many")
     yield _deepest_case(2.0, 0.0, 0.5, "for a gain that explodes")
     yield _deepest_case(1.5, 0.2, 0.01, "for a gain above the right one")
+    yield _deepest_case(1.3, 0.5, 0.01, "where the slope below 0 decides")
     yield _deepest_case(1.0, 0.0, 0.125, "where the share is met exactly")
 
 
@@ -123,13 +124,14 @@ def _deepest_case(gain: float, slope: float, share: float, where: str) -> Case:
     wanted = deep(factor)
     wrong: dict[str, Any] = {
         "the mean square is meant, not its root": deep(math.sqrt(factor)),
-        "a ReLU keeps half of the square only": deep(gain**2),
+        "of the square of a pre-activation an activation keeps a part only": deep(2 * factor),
+        "what is below 0 is seen too, with its slope": deep(gain**2 / 2),
     }
     if wanted is not None:
         wrong["one more than wanted: at that depth less than the share is left"] = wanted + 1
         if factor**wanted <= share * (1 + 1e-12):
             wrong["what is left may be exactly the share"] = wanted - 1
-    mistakes = {sentence: value for sentence, value in wrong.items() if value != wanted and value is not None}
+    mistakes = {sentence: value for sentence, value in wrong.items() if value != wanted}
     return Case((gain, slope, share), wanted, mistakes=mistakes, where=where)
 
 

@@ -1,0 +1,235 @@
+"""The checkers of the exercises on depth: every right answer passes, every known mistake is named, a blank says so."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from answers import assert_all_tried, assert_hidden, assert_named, assert_safe_from_writing
+from torch import Tensor
+
+from pwl_lib import check
+from pwl_lib.check import depth as exercises
+
+# --- right answers --------------------------------------------------------------------------------
+
+
+def gain(below: float, above: float) -> float:
+    return math.sqrt(2 / (below**2 + above**2))
+
+
+def uniform(outputs: int, inputs: int, slope: float) -> Tensor:
+    bound = math.sqrt(6 / (1 + slope**2) / inputs)
+    return (2 * torch.rand(outputs, inputs) - 1) * bound
+
+
+def normal(outputs: int, inputs: int, slope: float) -> Tensor:
+    return torch.randn(outputs, inputs) * math.sqrt(2 / (1 + slope**2) / inputs)
+
+
+def coins(outputs: int, inputs: int, slope: float) -> Tensor:
+    return (2 * torch.randint(2, (outputs, inputs)) - 1) * math.sqrt(2 / (1 + slope**2) / inputs)
+
+
+def kaiming(outputs: int, inputs: int, slope: float) -> Tensor:
+    return torch.nn.init.kaiming_normal_(torch.empty(outputs, inputs), a=slope)
+
+
+def deepest(gain: float, slope: float, share: float) -> int | None:
+    factor = gain**2 * (1 + slope**2) / 2
+    return None if factor >= 1 else math.floor(math.log(share) / math.log(factor) + 1e-9)
+
+
+def deepest_by_steps(gain: float, slope: float, share: float) -> int | None:
+    factor, left, depth = gain * gain * (1 + slope * slope) / 2, 1.0, 0
+    if factor >= 1:
+        return None
+    while left * factor >= share - 1e-12:
+        left, depth = left * factor, depth + 1
+    return depth
+
+
+def dead_units(W: Tensor, b: Tensor, X: Tensor) -> Tensor:
+    return (X @ W.T + b <= 0).all(0)
+
+
+def dead_by_the_largest(W: Tensor, b: Tensor, X: Tensor) -> Tensor:
+    return torch.relu(W @ X.T + b[:, None]).amax(1) == 0
+
+
+def bias_for(share: float, gain: float, h: Tensor) -> Tensor:
+    return gain * h.norm() / len(h) ** 0.5 * torch.special.ndtri(torch.tensor(share, dtype=torch.float64))
+
+
+def bias_by_halving(share: float, gain: float, h: Tensor) -> float:
+    s = gain * h.square().mean().sqrt().item()
+    low, high = -20 * s, 20 * s
+    for _ in range(200):
+        middle = (low + high) / 2
+        active = (1 + math.erf(middle / s / 2**0.5)) / 2
+        low, high = (middle, high) if active < share else (low, middle)
+    return low
+
+
+def switches(units: int, p: Tensor, q: Tensor) -> Tensor:
+    return units * torch.arccos((p @ q / (p.norm() * q.norm())).clamp(-1, 1)) / math.pi
+
+
+def switches_by_chord(units: int, p: Tensor, q: Tensor) -> float:
+    chord = (p / p.norm() - q / q.norm()).norm().item() / 2
+    return units * 2 * math.asin(min(chord, 1.0)) / math.pi
+
+
+def balance(y: Tensor, g: Tensor) -> Tensor:
+    return (y * g).sum()
+
+
+RIGHT: list[tuple[str, Callable[..., Any]]] = [
+    ("gain", gain),
+    ("gain", lambda below, above: torch.tensor(2.0).double().sqrt() / math.hypot(below, above)),
+    ("he_variance", uniform),
+    ("he_variance", normal),
+    ("he_variance", coins),
+    ("he_variance", kaiming),
+    ("deepest", deepest),
+    ("deepest", deepest_by_steps),
+    ("dead_units", dead_units),
+    ("dead_units", dead_by_the_largest),
+    ("bias_for", bias_for),
+    ("bias_for", bias_by_halving),
+    ("switches", switches),
+    ("switches", switches_by_chord),
+    ("balance", balance),
+    ("balance", lambda y, g: (y.T @ g).trace().item()),
+]
+
+
+@pytest.mark.parametrize(("name", "answer"), RIGHT, ids=[f"{name}-{n}" for n, (name, _) in enumerate(RIGHT)])
+def test_every_right_answer_passes(name: str, answer: Callable[..., Any]) -> None:
+    for _ in range(3):
+        assert getattr(exercises, name)(answer).startswith("right: ")
+
+
+def test_every_exercise_has_a_right_answer_here() -> None:
+    assert {name for name, _ in RIGHT} == set(exercises.__all__)
+
+
+# --- mistakes -------------------------------------------------------------------------------------
+
+
+def drawn(spread: Callable[[int, int, float], float]) -> Callable[..., Tensor]:
+    """Normal weights with this standard deviation, of outputs, inputs and the root gain."""
+
+    def answer(outputs: int, inputs: int, slope: float) -> Tensor:
+        return torch.randn(outputs, inputs) * spread(outputs, inputs, math.sqrt(2 / (1 + slope**2)))
+
+    return answer
+
+
+def deepest_of(factor: float, share: float) -> int | None:
+    if factor >= 1:
+        return None
+    depth = 0
+    while factor ** (depth + 1) >= share * (1 - 1e-12):
+        depth += 1
+    return depth
+
+
+def strictly(gain: float, slope: float, share: float) -> int | None:
+    found, factor = deepest(gain, slope, share), gain**2 * (1 + slope**2) / 2
+    return found - 1 if found and abs(factor**found - share) < 1e-12 else found
+
+
+def angle(p: Tensor, q: Tensor) -> float:
+    return torch.arccos((p @ q / (p.norm() * q.norm())).clamp(-1, 1)).item()
+
+
+MISTAKES: list[tuple[str, Callable[..., Any], str]] = [
+    ("gain", lambda a, c: math.sqrt(2 / (1 + a * a)), "slope 1 above 0 alone"),
+    ("gain", lambda a, c: 2 / (a * a + c * c), "that is the square of the gain"),
+    ("gain", lambda a, c: math.sqrt(2 / abs(a + c)) if a + c else math.inf, "count by their squares"),
+    ("gain", lambda a, c: 1 / math.hypot(a, c), "half of the time"),
+    ("gain", lambda a, c: math.hypot(a, c) / 2**0.5, "that is the factor itself"),
+    ("he_variance", drawn(lambda m, n, root: root / m**0.5), "not of outputs"),
+    ("he_variance", drawn(lambda m, n, root: root**2 / n), "the standard deviation, was wanted"),
+    ("he_variance", drawn(lambda m, n, root: (2 / n) ** 0.5), "the slope below 0 was forgotten"),
+    ("he_variance", drawn(lambda m, n, root: n**-0.5), "gain of a linear layer"),
+    ("he_variance", drawn(lambda m, n, root: root / (3 * n) ** 0.5), "the bounds of a uniform"),
+    ("he_variance", lambda m, n, a: normal(n, m, a), "not yet"),
+    ("he_variance", lambda m, n, a: normal(m, n, a).abs(), "not yet"),
+    ("deepest", lambda g, a, share: deepest_of(g * (1 + a * a) ** 0.5 / 2**0.5, share), "not its root"),
+    ("deepest", lambda g, a, share: deepest_of(g * g * (1 + a * a), share), "keeps a part only"),
+    ("deepest", lambda g, a, share: deepest_of(g * g / 2, share), "below 0 is seen too"),
+    ("deepest", lambda g, a, share: None if deepest(g, a, share) is None else deepest(g, a, share) + 1, "one more"),
+    ("deepest", strictly, "may be exactly the share"),
+    ("dead_units", lambda W, b, X: (X @ W.T + b <= 0).any(0), "dead means for all"),
+    ("dead_units", lambda W, b, X: (X @ W.T + b < 0).all(0), "at exactly 0"),
+    ("dead_units", lambda W, b, X: (X @ W.T + b > 0).any(0), "that are not dead"),
+    ("dead_units", lambda W, b, X: (X @ W.T <= 0).all(0), "the bias is missing"),
+    ("dead_units", lambda W, b, X: (X @ W.T + b).mean(0) <= 0, "the mean over the examples"),
+    ("dead_units", lambda W, b, X: (X @ W.T + b <= 0).all(1), "not for each unit"),
+    ("bias_for", lambda share, g, h: -bias_for(share, g, h), "the sign is wrong"),
+    ("bias_for", lambda share, g, h: bias_for(share, g, h) * len(h) ** 0.5, "the number of inputs in it"),
+    ("bias_for", lambda share, g, h: bias_for(share, 1, torch.ones(1)), "standard deviation of 1"),
+    ("bias_for", lambda share, g, h: bias_for(share, 1, h), "the gain is missing"),
+    ("bias_for", lambda share, g, h: bias_for(share, 1, torch.ones(1)) * (g * h.norm()) ** 2 / len(h), "its root was"),
+    ("bias_for", lambda share, g, h: share * g * h.norm() / len(h) ** 0.5, "by the inverse of the distribution"),
+    ("switches", lambda n, p, q: switches(n, p, q) / 2, "two arcs"),
+    ("switches", lambda n, p, q: n * math.degrees(angle(p, q)), "those are degrees"),
+    ("switches", lambda n, p, q: n * (1 - math.cos(angle(p, q))) / 2, "not its cosine"),
+    ("switches", lambda n, p, q: n - switches(n, p, q), "that do not switch"),
+    ("switches", lambda n, p, q: angle(p, q) / math.pi, "not the number"),
+    ("balance", lambda y, g: (y * g).sum(1), "over the examples too"),
+    ("balance", lambda y, g: (y * g).mean(), "already hold the mean"),
+    ("balance", lambda y, g: g.sum(), "has the outputs in it"),
+    ("balance", lambda y, g: -(y * g).sum(), "the sign is wrong"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "said"), MISTAKES, ids=[f"{name}-{n}" for n, (name, _, _) in enumerate(MISTAKES)]
+)
+def test_every_mistake_is_named(name: str, answer: Callable[..., Any], said: str) -> None:
+    assert_named(getattr(exercises, name), answer, said)
+
+
+def test_every_known_mistake_is_tried() -> None:
+    assert_all_tried(exercises, MISTAKES)
+
+
+# --- blanks, hints and writing --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", exercises.__all__)
+def test_a_blank_says_so(name: str) -> None:
+    def blank(*arguments: Any) -> Any:
+        raise NotImplementedError
+
+    with pytest.raises(check.WrongAnswer, match="still blank"):
+        getattr(exercises, name)(blank)
+
+
+HIDDEN = {
+    "gain": ["below**2", "sqrt(2", "** 0.5"],
+    "he_variance": ["sqrt(2", "/ inputs", "randn"],
+    "deepest": ["math.log", "gain**2", "while"],
+    "dead_units": ["<= 0", ".all(", "@ W.T"],
+    "bias_for": ["ndtri", "h.norm", "erf"],
+    "switches": ["arccos", "/ math.pi", "/ torch.pi"],
+    "balance": ["y * g", ".sum("],
+}
+
+
+@pytest.mark.parametrize("name", exercises.__all__)
+def test_nothing_gives_the_solution_away(name: str) -> None:
+    assert_hidden(getattr(exercises, name), None if name != "deepest" else -1, HIDDEN[name])
+    exercise = getattr(exercises, name)
+    assert exercise.hint(1) != exercise.hint(2)
+
+
+@pytest.mark.parametrize("name", ["dead_units", "bias_for", "switches", "balance"])
+def test_an_answer_that_writes_into_its_arguments_is_compared_with_what_it_was_given(name: str) -> None:
+    assert_safe_from_writing(getattr(exercises, name), dict(RIGHT)[name])
