@@ -62,6 +62,11 @@ def _unfolded_lse(kernel_size: int, stride: int, padding: int = 0) -> Callable[[
     return pool
 
 
+def _one_step(cell: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Tensor]:
+    """A step of an LSTM from the hidden state and the cell, as one tensor."""
+    return lambda x, h, c, *parameters: torch.cat(cell(x, (h, c), *parameters), 1)
+
+
 # What changes the shape. name: (ours, torch's, the shape of the input, the shapes of the parameters). The parameters of a
 # name with "frozen" want no gradient, and the input of one with "channels last" has that layout.
 BLOCKS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], tuple[int, ...], tuple[tuple[int, ...], ...]]] = {
@@ -105,6 +110,13 @@ BLOCKS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], tuple[int,
         _unfolded_lse(3, 2, 1),
         (8, 16, 64, 64),
         (),
+    ),
+    # the state before is among the parameters: it wants a gradient as they do
+    "rnn_cell": (PF.rnn_cell, torch.rnn_tanh_cell, (64, 128), ((64, 256), (256, 128), (256, 256), (256,), (256,))),
+    "lstm_cell": (
+        *(_one_step(f) for f in (PF.lstm_cell, torch.lstm_cell)),
+        (64, 128),
+        ((64, 256), (64, 256), (1024, 128), (1024, 256), (1024,), (1024,)),
     ),
     "l1_loss": (*(lambda x, f=f: f(x, torch.zeros_like(x)) for f in (PF.l1_loss, F.l1_loss)), (10**6,), ()),
     "mse_loss": (*(lambda x, f=f: f(x, torch.zeros_like(x)) for f in (PF.mse_loss, F.mse_loss)), (10**6,), ()),

@@ -1,4 +1,8 @@
-"""One contract for every layer, from one table. A new layer is a new row of LAYERS."""
+"""One contract for every layer, from one table. A new layer is a new row of LAYERS.
+
+A row has one input, of any shape. What has more keeps the same contract in a file of its own: the losses in
+tests/test_losses.py, the recurrent cells in tests/test_recurrent.py.
+"""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -215,6 +215,24 @@ def test_softmax(shape: list[int], dim: int, dtype: torch.dtype | None) -> None:
     assert_drop_in("softmax", (random_tensor(0, *shape),), {"dim": dim, "dtype": dtype}, bits=False)
 
 
+@pytest.mark.parametrize("kind", ["tanh", "relu", "lstm"])
+@settings(max_examples=25)
+@given(st.sampled_from([0, 1, 4]), st.integers(0, 4), st.integers(0, 9), st.booleans(), st.integers(0, 2**32 - 1))
+def test_recurrent_cells(kind: str, batch: int, inputs: int, size: int, biased: bool, seed: int) -> None:
+    rows, states = (4 * size, 2) if kind == "lstm" else (size, 1)
+    shapes = [(batch, inputs), *[(batch, size)] * states, (rows, inputs), (rows, size), *[(rows,)] * 2 * biased]
+    tensors = tuple(random_tensor(seed % 1000 + index, *shape) for index, shape in enumerate(shapes))
+    functions = {
+        "tanh": (PF.rnn_cell, torch.rnn_tanh_cell),
+        "relu": (lambda *each: PF.rnn_cell(*each, nonlinearity="relu"), torch.rnn_relu_cell),
+        "lstm": [lambda x, h, c, *rest, f=f: torch.cat(f(x, (h, c), *rest)) for f in (PF.lstm_cell, torch.lstm_cell)],
+    }
+    ours, theirs = (outcome(function, tensors, {}) for function in functions[kind])
+    assert torch.equal(ours[0], theirs[0])
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("padding", ["same", 1])
 def test_a_convolution_can_be_traced_for_shapes_of_other_sizes(padding: Any) -> None:
     layer = pnn.Conv2d(2, 3, 3, padding=padding)
@@ -253,5 +271,38 @@ def test_a_working_net_is_the_same_net_with_our_layers(loss: str) -> None:
     for net, layers in ((ours, pnn), (theirs, nn)):
         getattr(layers, loss)()(net(x), target).backward()
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-13, atol=1e-13)
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-12, atol=1e-13)
+
+
+class _Reader(nn.Module):
+    """An embedding of letters, an LSTM over a ReLU network, a linear layer."""
+
+    def __init__(self, layers: Any) -> None:
+        super().__init__()
+        self.letters = nn.Embedding(7, 3)
+        self.below = layers.RNNCell(3, 5, nonlinearity="relu")
+        self.above = layers.LSTMCell(5, 4, bias=False)
+        self.head = layers.Linear(4, 2)
+
+    def forward(self, text: Tensor) -> Tensor:
+        low, high = None, None
+        for letter in self.letters(text).unbind(1):
+            low = self.below(letter, low)
+            high = self.above(low, high)
+        return self.head(high[0])
+
+
+def test_a_working_recurrent_net_is_the_same_net_with_our_cells() -> None:
+    torch.manual_seed(0)
+    theirs = _Reader(nn).double()
+    torch.manual_seed(0)
+    ours = _Reader(pnn).double()
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+    text = torch.randint(7, (6, 9), generator=torch.Generator().manual_seed(0))
+    for net, layers in ((ours, pnn), (theirs, nn)):
+        layers.CrossEntropyLoss()(net(text), text[:, 0] % 2).backward()
+    torch.testing.assert_close(ours(text), theirs(text), rtol=1e-13, atol=1e-13)
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-12, atol=1e-13)
