@@ -11,6 +11,7 @@ stand below one another in the order input gate, forget gate, candidate, output 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -446,13 +447,12 @@ def _activate(z: Tensor) -> Tensor:
     return z
 
 
-def _times_gate_slopes(d: Tensor, gates: Tensor) -> Tensor:
-    """From gradients, or tangents, before the activations of the gates to those behind, or back."""
-    size = gates.shape[-1] // 4
-    sizes = (2 * size, size, size)
-    (d_if, d_g, d_o), (i_f, g, o) = d.split(sizes, -1), gates.split(sizes, -1)
+def _times_gate_slopes(parts: Sequence[Tensor], gates: Tensor) -> Tensor:
+    """The four gradients, or tangents, of the gates, each times the slope of its activation, side by side."""
+    i, f, g, o = gates.chunk(4, -1)
+    d_i, d_f, d_g, d_o = (part.to(gates.dtype) for part in parts)
     sigmoid, tanh = torch.ops.aten.sigmoid_backward.default, torch.ops.aten.tanh_backward.default
-    return torch.cat([sigmoid(d_if, i_f), tanh(d_g, g), sigmoid(d_o, o)], -1)
+    return torch.cat([sigmoid(d_i, i), sigmoid(d_f, f), tanh(d_g, g), sigmoid(d_o, o)], -1)
 
 
 class _LSTMCell(LayerFunction):
@@ -485,15 +485,16 @@ class _LSTMCell(LayerFunction):
     ) -> tuple[Tensor | None, ...]:
         *factors, c, c_next, gates = ctx.saved_tensors
         i, f, g, o = gates.chunk(4, -1)
-        dc_next, d_o = by_c_next, torch.zeros_like(o)
+        dc_next = by_c_next
         if by_h_next is not None:
             t = c_next.tanh()
             dc_next = sum_of(by_c_next, torch.ops.aten.tanh_backward.default(by_h_next * o, t))
-            d_o = by_h_next * t
         if dc_next is None:  # in a second derivative the gates alone may have one
             dc_next = torch.zeros_like(c_next)
-        d = torch.cat([part.to(gates.dtype) for part in (dc_next * g, dc_next * c, dc_next * i, d_o)], -1)
-        dz = _times_gate_slopes(d if by_gates is None else d + by_gates, gates)
+        parts = [dc_next * g, dc_next * c, dc_next * i, torch.zeros_like(o) if by_h_next is None else by_h_next * t]
+        if by_gates is not None:
+            parts = [part + own for part, own in zip(parts, by_gates.chunk(4, -1), strict=True)]
+        dz = _times_gate_slopes(parts, gates)
         dc = (dc_next * f).to(c.dtype) if ctx.needs_input_grad[6] else None
         return *_product_gradients(dz, tuple(factors), ctx.needs_input_grad[:6]), dc
 
@@ -505,7 +506,7 @@ class _LSTMCellForward(_LSTMCell):
         i, f, g, o = gates.chunk(4, -1)
         *of_product, dc = tangents
         dz = _product_tangent(tuple(factors), tuple(of_product))
-        dgates = torch.zeros_like(gates) if dz is None else _times_gate_slopes(dz, gates)
+        dgates = torch.zeros_like(gates) if dz is None else _times_gate_slopes(dz.chunk(4, -1), gates)
         d_i, d_f, d_g, d_o = dgates.chunk(4, -1)
         dc_next = d_f * c + d_i * g + i * d_g
         if dc is not None:
