@@ -44,24 +44,26 @@ class Visit:
             self.wrong.append(f"another host: {urlsplit(request.url).netloc}")
 
 
-# A chapter has thousands of spans that draw its formulas, in the colour of the text and hidden from screen readers, which
-# read the MathML beside them, and thousands that colour its code by some dozen classes. To ask about each took most of the
-# time of these tests: two pages are asked about all of it, the others about one span of code for each class and place.
-FEWER_SPANS = """() => {
-  document.querySelectorAll('.katex-html').forEach(e => e.remove());
+# A page has thousands of elements that are its formulas, all of one colour and kind, and thousands of words in code or in bold,
+# coloured by some dozen classes. To ask about each took most of the time of these tests: two pages are asked about all of it,
+# the others about no formula, and about one such word for each class and place.
+FEWER_WORDS = """() => {
+  document.querySelectorAll('.katex').forEach(e => e.remove());
   const seen = new Set();
-  for (const e of document.querySelectorAll('.highlight span[class], dt.sig span[class]')) {
-    const place = e.closest('.cell_input, .cell_output, dt.sig, .highlight');
-    const kind = `${e.className} in ${place.className} in ${e.parentElement.className}`;
-    if (seen.has(kind) && e.childElementCount === 0) e.replaceWith(e.textContent);
-    seen.add(kind);
+  const kind = e => [e, e.parentElement, e.parentElement.parentElement,
+                     e.closest('.cell_input, .cell_output, .admonition, dt, dd, table, figcaption')]
+    .map(place => place && `${place.tagName}.${place.className}`).join(' in ');
+  for (const e of [...document.querySelectorAll('article :is(code, span, strong, em, i, b)')].reverse()) {
+    if (e.closest('.board') || e.childElementCount) continue;
+    if (seen.has(kind(e))) e.replaceWith(e.textContent);
+    else seen.add(kind(e));
   }
 }"""
 
 
 def violations(page: Page, *, whole: bool = False, rules: tuple[str, ...] = ()) -> list[str]:
     if not whole:
-        page.evaluate(FEWER_SPANS)
+        page.evaluate(FEWER_WORDS)
     only = {"runOnly": list(rules)} if rules else {}
     found = Axe().run(page, options={"resultTypes": ["violations"], **only}).response["violations"]
     return [
