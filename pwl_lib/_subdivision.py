@@ -144,11 +144,11 @@ class Subdivision:
         if len(first) != len(self.parent) or (place[1:] == place[:-1]).any():
             raise ValueError(_NOT_CONVEX)
         turn = turn[np.argsort(owner[turn], kind="stable")]
-        turn = turn[needed[tail[turn]]]
-        tail, lengths = tail[turn], np.bincount(owner[turn], minlength=len(self.parent))
-        self._rebuild(np.concatenate([[0], np.cumsum(lengths)]), tail)
-        if self.turns().min() < -1e-9 * np.ptp(self.vertices, axis=0).prod():
+        owner, tail = owner[turn], tail[turn]
+        if self._turns(_starts(owner, len(self.parent)), tail).min() < -1e-9 * np.ptp(self.vertices, axis=0).prod():
             raise ValueError(_NOT_CONVEX)
+        owner, tail = owner[needed[tail]], tail[needed[tail]]
+        self._rebuild(_starts(owner, len(self.parent)), tail)
 
     def _rebuild(self, start: Integers, index: Integers) -> None:
         """Edges and sides of polygons that are given by their vertices."""
@@ -160,7 +160,10 @@ class Subdivision:
 
     def turns(self) -> Floats:
         """The cross product of the side before and the one after each corner, in the order of ``polygons``: at least 0, up to rounding."""
-        index, following = self.polygons[1], _after(self._start)
+        return self._turns(*self.polygons)
+
+    def _turns(self, start: Integers, index: Integers) -> Floats:
+        following = _after(start)
         side = self.vertices[index[following]] - self.vertices[index]
         turns = np.empty(len(index))
         turns[following] = side[:, 0] * side[following, 1] - side[:, 1] * side[following, 0]
@@ -654,6 +657,11 @@ def _along(line: Integers, weight: Floats) -> Integers:
     ).any():  # rounding of the sum
         order = order[np.lexsort((weight, line))]
     return order
+
+
+def _starts(owner: Integers, count: int) -> Integers:
+    """Where each of ``count`` owners, who are sorted, starts, and the end."""
+    return np.searchsorted(owner, np.arange(count + 1))
 
 
 def _after(start: Integers) -> Integers:
