@@ -7,6 +7,7 @@ rules at the end of this file; any other call is noted as an offender.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
 import math
@@ -306,7 +307,7 @@ class Trace(TorchFunctionMode):
 
     def _apply_rule(self, rule: Callable[..., Any], name: str, args: Any, kwargs: Any) -> Any:
         try:
-            bound = inspect.signature(rule).bind(self, *args, **kwargs)
+            bound = _signature(rule).bind(self, *args, **kwargs)
         except TypeError as error:
             raise NotPiecewiseLinear(f"with arguments that are not known here ({error})") from None
         result = rule(*bound.args, **bound.kwargs)
@@ -318,6 +319,9 @@ class Trace(TorchFunctionMode):
     def write(self, target: Tensor, result: Tensor) -> Tensor:
         """What a switch that works in place leaves behind."""
         return target.copy_(result)
+
+
+_signature = functools.cache(inspect.signature)
 
 
 class NotPiecewiseLinear(Exception):

@@ -9,7 +9,7 @@ import math
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -65,7 +65,12 @@ class DoubleTrace(Trace):
 
     def __init__(self, snapshot: Snapshot) -> None:
         super().__init__(snapshot.model)
-        self.model = snapshot
+        self._model, self.model = snapshot.model, snapshot
+        self.adjusted = False  # whether there was anything to keep from rounding
+
+    def _where(self) -> tuple[str, str]:
+        module = self._modules[-1] if self._modules else self._model
+        return self._names.get(module, ""), type(module).__name__
 
     def at(self, switches: list[Switch], x: Tensor) -> Tensor:
         """The model at ``x: (B, *shape)`` with the choices of ``switches``."""
@@ -77,18 +82,22 @@ class DoubleTrace(Trace):
         tensors = _tensors((args, kwargs))
         if not tensors:  # a factory, of what will be a constant
             result = func(*args, **kwargs)
-            return result.double() if isinstance(result, Tensor) and result.dtype in _COARSE else result
+            if isinstance(result, Tensor) and result.dtype in _COARSE:
+                self.adjusted, result = True, result.double()
+            return result
         if not any(self.depends(tensor) for tensor in tensors):
             return func(*args, **kwargs)
         coarse = {id(tensor): tensor.double() for tensor in tensors if tensor.dtype in _COARSE}
         name = func.__name__
         if coarse:
+            self.adjusted = True
             if name == "__setitem__" or (name.endswith("_") and not name.startswith("__")):
                 self.offend(f"{name}, which rounds to {tensors[0].dtype}")
             elif name not in _CASTS:
                 args, kwargs = _replace(args, coarse), _replace(kwargs, coarse)
         result = super().__torch_function__(func, types, args, kwargs)
         if isinstance(result, Tensor) and result.dtype in _COARSE and self.depends(result):
+            self.adjusted = True
             if name in _CASTS:
                 result = args[0].to(result.device, copy=True)
                 self._mark(result)
@@ -155,7 +164,7 @@ class Walk(DoubleTrace):
     def _attempt(self) -> Tensor:
         # Of the dependent tensors by identity; nothing is kept alive, and what dies is forgotten.
         self._alive: dict[int, weakref.ref[Tensor]] = {}
-        self._dependent, self._winners, self._modules = self._alive, {}, []
+        self._dependent, self._winners, self._modules = cast("dict[int, Tensor]", self._alive), {}, []
         self.switches, self.offenders = [], []
         self._rows: dict[int, int] = {}
         self._became: dict[int, Tensor] = {}  # tensors that were written into, and grew
@@ -196,7 +205,7 @@ class Walk(DoubleTrace):
 
             def forget(_: Any) -> None:
                 for book in books:
-                    book.pop(key, None)  # type: ignore[attr-defined]
+                    book.pop(key, None)
 
             self._alive[key] = weakref.ref(tensor, forget)
 
@@ -216,7 +225,8 @@ class Walk(DoubleTrace):
             self._now = max(rows)
             if min(rows) < self._now:
                 name = func.__name__
-                if name == "__setitem__" or (name.endswith("_") and not name.startswith("__")):
+                in_place = name == "__setitem__" or (name.endswith("_") and not name.startswith("__"))
+                if in_place and self.depends(tensors[0]) and self._rows_of(tensors[0]) < self._now:
                     raise Restart  # what is written into would have to grow
                 old = {id(t): self._grow(t) for t, r in zip(dependent, rows, strict=True) if r < self._now}
                 args, kwargs = _replace(args, old), _replace(kwargs, old)
@@ -320,6 +330,7 @@ class Walk(DoubleTrace):
             return tensor
         if not self.growing:
             raise Restart
+        self._now = len(self.mesh.vertices)
         return self._extend(tensor)
 
     def _cut(self, z: Tensor) -> Tensor:
@@ -339,7 +350,9 @@ class Walk(DoubleTrace):
         else:
             values = z.reshape(z.shape[0], math.prod(shape)).cpu().numpy()
             self.size = max(self.size, float(np.abs(values[:16]).max(initial=0)))
-            if not math.isfinite(values.sum()):
+            with np.errstate(all="ignore"):
+                finite = math.isfinite(values.sum())
+            if not finite:
                 raise ValueError("model must be finite on the whole box, but a number that a switch compares is not")
             values = self.mesh.cut(values)
             if self.growing:

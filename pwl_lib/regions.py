@@ -51,8 +51,11 @@ _NUMBERS_AT_ONCE = 2**24  # of one chunk of polygons that go through the model: 
 
 
 class RegionCounts(NamedTuple):
-    """Three counts that are not the same, of the part of a plane that lies in a box; each is at most the one before it
-    but for the second, which may be below the third: far apart pieces may carry one map."""
+    """Three counts that are not the same, of the part of a plane that lies in a box.
+
+    Patterns are at least as many as connected pieces, and these at least as many as maps: neighbours with different patterns may carry one
+    map, and so may pieces far apart.
+    """
 
     activation_patterns: int
     """The polygons: switches choose alike on one, and no two have the same choices."""
@@ -108,11 +111,11 @@ def slice_regions(
 
     Source: the book, :eq:`eq-slice` and :prf:ref:`thm-subdivision`.
     """
-    plane = _Plane(origin, u, v)
-    box = _check_box(box)
     if not callable(model):
         raise TypeError(f"model must be a module or a function of one tensor, got {type(model).__name__}")
-    snapshot = Snapshot(model)
+    box = _check_box(box)
+    with torch.inference_mode(False), torch.no_grad():  # so that gradients can be had later
+        plane, snapshot = _Plane(origin, u, v), Snapshot(model)
     with untouched(model, plane.origin), torch.no_grad():
         try:
             walk = _walk(snapshot, plane, box, growing=True)
@@ -133,16 +136,19 @@ class _Plane:
                 )
             if value.device != origin.device:
                 raise ValueError(f"{name} must be on the device of origin, {origin.device}, got {value.device}")
-            if not bool(torch.isfinite(value).all()):
-                raise ValueError(f"{name} must be finite, got NaN or an infinity")
         self.shape = origin.shape
-        self.origin = origin.detach().double().flatten()
-        self.directions = torch.stack([u.detach().double().flatten(), v.detach().double().flatten()])
-        longest = self.directions.abs().amax(1, keepdim=True) if self.origin.numel() else torch.zeros(2, 1)
-        if bool((longest == 0).any()):
-            raise ValueError("u and v must not be 0")
-        first, second = self.directions / longest
-        if bool((second - first * (first @ second / (first @ first))).norm() <= 1e-12 * second.norm()):
+        both = torch.stack([value.detach().double().flatten() for value in (origin, u, v)])
+        self.origin, self.directions = both[0], both[1:]
+        size = both.abs().amax(1).tolist() if both.numel() else [0.0] * 3
+        for name, largest in zip(("origin", "u", "v"), size, strict=True):
+            if not math.isfinite(largest):
+                raise ValueError(f"{name} must be finite, got NaN or an infinity")
+            if largest == 0 and name != "origin":
+                raise ValueError(f"{name} must not be 0")
+        first, second = both[1] / size[1], both[2] / size[2]
+        one, two, product = float(first @ first), float(second @ second), float(first @ second)
+        across = second - first * (product / one)  # what u does not explain of v
+        if float(across @ across) <= 1e-24 * two:
             raise ValueError("u and v must span a plane, but v is a multiple of u")
 
     def __call__(self, points: NDArray[np.float64]) -> Tensor:
@@ -158,23 +164,26 @@ class _NotItself(Exception):
 def _walk(snapshot: Snapshot, plane: _Plane, box: Box, *, growing: bool) -> Walk:
     walk = Walk(snapshot, plane, Subdivision(box), growing=growing)
     try:
-        walk.output = _flat(walk.walk())
+        with np.errstate(all="ignore"):  # what is not finite is refused by name
+            walk.output = _flat(walk.walk())
     except Exception as error:
         _refuse_offenders(walk)
         if growing:
             raise _NotItself from error
         raise
     _refuse_offenders(walk)
+    if not bool(torch.isfinite(walk.output).all()):
+        raise ValueError("model must be finite on the whole box, but its output is not")
     if walk.merges:
         walk.mesh.merge(_words(walk.choices, walk.parents))
         walk.parents.append(walk.mesh.parent)
-    error = _sample_error(snapshot, plane, walk)
-    if error:
+    missed = _sample_error(snapshot, plane, walk)
+    if missed:
         if growing:
             raise _NotItself
         raise ValueError(
             "model must be a fixed function of each sample alone, made of operations that torch shows; "
-            f"within a polygon it misses the affine map found there by up to {error:.3g}"
+            f"within a polygon it misses the affine map found there by up to {missed:.3g}"
         )
     return walk
 
@@ -182,12 +191,13 @@ def _walk(snapshot: Snapshot, plane: _Plane, box: Box, *, growing: bool) -> Walk
 def _sample_error(snapshot: Snapshot, plane: _Plane, walk: Walk) -> float:
     """By how much the model misses the mean of three of its corners in the middle of a few polygons; 0 where it is rounding."""
     start, index = walk.mesh.polygons
-    some = np.linspace(0, len(walk.mesh) - 1, min(len(walk.mesh), 32)).astype(np.int64)
+    some = np.arange(0, len(walk.mesh), max(1, len(walk.mesh) // 32))
     corners = np.stack([index[start[some] + (start[some + 1] - start[some]) * k // 3] for k in range(3)])
     x = plane(walk.mesh.vertices[corners].mean(axis=0))
     y = walk.output
-    expected = y[torch.from_numpy(corners).to(y.device)].mean(dim=0)
-    error = (_flat(DoubleTrace(snapshot).run(x)) - expected).abs()
+    first, second, third = y[torch.from_numpy(corners).to(y.device)]
+    expected = (first + second + third) / 3
+    error = (_flat(DoubleTrace(snapshot).run(x) if walk.adjusted else snapshot(x)) - expected).abs()
     allowed = 1e-6 * y.abs().amax() + 1e-9 * walk.size if y.numel() else 0
     return 0.0 if bool((error <= allowed).all()) else float(error.max())
 
@@ -295,7 +305,7 @@ class Regions:
     @cached_property
     def pattern(self) -> Tensor:
         """``(R, K) int64``: the choice of every switch on each polygon, as :func:`~pwl_lib.piecewise_linear.activation_pattern` has it."""
-        words = [switch.choice.flatten(1) for switch in self._choices_of(np.arange(len(self)))]
+        words = [_flat(switch.choice) for switch in self._choices_of(np.arange(len(self)))]
         return torch.cat([torch.zeros(len(self), 0, dtype=torch.int64), *words], dim=1)
 
     def _choices_of(self, polygons: Integers) -> list[Switch]:
