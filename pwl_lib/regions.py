@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pwl_lib._polyhedra import RegionPolyhedron, polyhedron
 from pwl_lib._region_bounds import montufar_lower_bound, montufar_upper_bound, serra_upper_bound, zaslavsky_bound
 from pwl_lib._segments import Segments, integrate_along, segments
 from pwl_lib._subdivision import Subdivision, components
@@ -32,11 +33,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "RegionCounts",
+    "RegionPolyhedron",
     "Regions",
     "Segments",
     "integrate_along",
     "montufar_lower_bound",
     "montufar_upper_bound",
+    "polyhedron",
     "segments",
     "serra_upper_bound",
     "slice_regions",
