@@ -87,6 +87,47 @@ def balance(y: Tensor, g: Tensor) -> Tensor:
     return (y * g).sum()
 
 
+def rnn_backward(U: Tensor, before: Tensor, h: Tensor, upstream: Tensor) -> tuple[Tensor, Tensor]:
+    delta = (1 - h**2) * upstream
+    return delta @ U, delta[:, None] * before
+
+
+def rnn_of(delta: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The answer with another vector in place of the gradient in the pre-activation; of state before, after, upstream."""
+
+    def answer(U: Tensor, before: Tensor, h: Tensor, upstream: Tensor) -> tuple[Tensor, Tensor]:
+        own = delta(before, h, upstream)
+        return U.T @ own, torch.outer(own, before)
+
+    return answer
+
+
+def path_by_steps(f: Tensor, s: int) -> Tensor:
+    kept = torch.ones_like(f[0])
+    for gate in f[s:]:
+        kept = kept * gate
+    return kept
+
+
+def lstm_like(
+    W: Tensor, U: Tensor, b: Tensor, x: Tensor, h: Tensor, c: Tensor, order: str = "ifgo", **words: Any
+) -> tuple[Tensor, Tensor]:
+    z = dict(zip(order, (W @ x + U @ h + b).chunk(4), strict=True))
+    f = z["f"].sigmoid()
+    f = 1 - f if words.get("forget_closed") else f
+    g = z["g"].sigmoid() if words.get("positive") else z["g"].tanh()
+    c = f * c + z["i"].sigmoid() * g
+    return z["o"].sigmoid() * (c if words.get("plain") else c.tanh()), c
+
+
+def lstm_of_torch(W: Tensor, U: Tensor, b: Tensor, x: Tensor, h: Tensor, c: Tensor) -> list[Tensor]:
+    return [part[0] for part in torch.lstm_cell(x[None], (h[None], c[None]), W, U, b, 0 * b)]
+
+
+def logit(p: float) -> float:
+    return math.log(p) - math.log1p(-p)
+
+
 RIGHT: list[tuple[str, Callable[..., Any]]] = [
     ("gain", gain),
     ("gain", lambda below, above: torch.tensor(2.0).double().sqrt() / math.hypot(below, above)),
@@ -104,6 +145,14 @@ RIGHT: list[tuple[str, Callable[..., Any]]] = [
     ("switches", switches_by_chord),
     ("balance", balance),
     ("balance", lambda y, g: (y.T @ g).trace().item()),
+    ("rnn_backward", rnn_backward),
+    ("rnn_backward", rnn_of(lambda before, h, upstream: upstream - h.square() * upstream)),
+    ("cell_path", path_by_steps),
+    ("cell_path", lambda f, s: f[s:].log().sum(0).exp()),
+    ("lstm_step", lstm_like),
+    ("lstm_step", lstm_of_torch),
+    ("forget_bias", lambda steps, share: logit(share ** (1 / steps))),
+    ("forget_bias", lambda steps, share: -math.log(math.expm1(-math.log(share) / steps))),
 ]
 
 
@@ -186,6 +235,29 @@ MISTAKES: list[tuple[str, Callable[..., Any], str]] = [
     ("balance", lambda y, g: (y * g).mean(), "already hold the mean"),
     ("balance", lambda y, g: g.sum(), "has the outputs in it"),
     ("balance", lambda y, g: -(y * g).sum(), "the sign is wrong"),
+    ("rnn_backward", rnn_of(lambda before, h, upstream: upstream), "slope of tanh is missing"),
+    ("rnn_backward", rnn_of(lambda before, h, upstream: (1 - h) * upstream), "the square of its value"),
+    ("rnn_backward", rnn_of(lambda before, h, upstream: (1 - before**2) * upstream), "the state after the step"),
+    ("rnn_backward", lambda U, *rest: (rnn_backward(U.T, *rest)[0], rnn_backward(U, *rest)[1]), "goes the transpose"),
+    ("rnn_backward", lambda *each: (rnn_backward(*each)[0], rnn_backward(*each)[1].T), "a column to an old one"),
+    ("cell_path", lambda f, s: f[max(s - 1, 0) :].prod(0), "has acted already"),
+    ("cell_path", lambda f, s: f[s + 1 :].prod(0), "a gate is missing"),
+    ("cell_path", lambda f, s: f[:s].prod(0), "from the start to the step"),
+    ("cell_path", lambda f, s: f[s:].sum(0), "each step multiplies"),
+    ("cell_path", lambda f, s: f[s:].prod(0).diag(), "its diagonal was wanted"),
+    ("cell_path", lambda f, s: f[s:].prod(), "do not mix"),
+    ("lstm_step", lambda *each: lstm_like(*each, order="ifog"), "the candidate is the third"),
+    ("lstm_step", lambda *each: lstm_like(*each, order="figo"), "the forget gate is the second"),
+    ("lstm_step", lambda *each: lstm_like(*each, positive=True), "either sign"),
+    ("lstm_step", lambda *each: lstm_like(*each, forget_closed=True), "an open forget gate keeps"),
+    ("lstm_step", lambda *each: lstm_like(*each, plain=True), "is squeezed before"),
+    ("lstm_step", lambda W, U, b, *rest: lstm_like(W, U, 0 * b, *rest), "the bias is missing"),
+    ("lstm_step", lambda *each: lstm_like(*each)[::-1], "the cell comes second"),
+    ("forget_bias", lambda steps, share: share ** (1 / steps), "that is the gate"),
+    ("forget_bias", lambda steps, share: -logit(share ** (1 / steps)), "the sign is wrong"),
+    ("forget_bias", lambda steps, share: math.exp(logit(share ** (1 / steps))), "not their logarithm"),
+    ("forget_bias", lambda steps, share: logit(1 - (1 - share) / steps), "of what is left"),
+    ("forget_bias", lambda steps, share: logit(share), "for one step"),
 ]
 
 
@@ -220,6 +292,10 @@ HIDDEN = {
     "bias_for": ["ndtri", "h.norm", "erf"],
     "switches": ["arccos", "/ math.pi", "/ torch.pi"],
     "balance": ["y * g", ".sum("],
+    "rnn_backward": ["h**2", "h * h", "U.T", "outer"],
+    "cell_path": [".prod(", "[s:]", "cumprod"],
+    "lstm_step": ["chunk", "sigmoid(", "f * c"],
+    "forget_bias": ["log(", "1 / steps", "logit"],
 }
 
 
@@ -230,6 +306,8 @@ def test_nothing_gives_the_solution_away(name: str) -> None:
     assert exercise.hint(1) != exercise.hint(2)
 
 
-@pytest.mark.parametrize("name", ["dead_units", "bias_for", "switches", "balance"])
+@pytest.mark.parametrize(
+    "name", ["dead_units", "bias_for", "switches", "balance", "rnn_backward", "cell_path", "lstm_step"]
+)
 def test_an_answer_that_writes_into_its_arguments_is_compared_with_what_it_was_given(name: str) -> None:
     assert_safe_from_writing(getattr(exercises, name), dict(RIGHT)[name])

@@ -12,7 +12,19 @@ from torch import Tensor
 
 from pwl_lib.check._exercise import Case, exercise, harmful, random_tensor
 
-__all__ = ["balance", "bias_for", "dead_units", "deepest", "gain", "he_variance", "switches"]
+__all__ = [
+    "balance",
+    "bias_for",
+    "cell_path",
+    "dead_units",
+    "deepest",
+    "forget_bias",
+    "gain",
+    "he_variance",
+    "lstm_step",
+    "rnn_backward",
+    "switches",
+]
 
 _random = random.SystemRandom()
 
@@ -242,3 +254,139 @@ def balance() -> Iterator[Case]:
             "the sign is wrong": -wanted,
         }
         yield Case((y, g), wanted, mistakes=harmful(wrong, wanted), where="at random outputs and gradients")
+
+
+# --- time -----------------------------------------------------------------------------------------
+
+
+@exercise(
+    hint="First go back through the activation, then through the product. What is the slope of tanh, if its value is known?",
+    more="One vector, the gradient in the pre-activation, gives both answers: by a product with a transpose, and as a column times a row.",
+)
+def rnn_backward() -> Iterator[Case]:
+    """The gradients of one tanh step in the state before it and in the recurrent weights."""
+    for inputs, size, where in (
+        (3, 4, "at random numbers"),
+        (2, 3, "at random numbers"),
+        (3, 2, "at a saturated unit"),
+    ):
+        W, U, x, before, upstream = (
+            random_tensor(*shape) for shape in ((size, inputs), (size, size), (inputs,), (size,), (size,))
+        )
+        h = torch.tanh(W @ x + U @ before)
+        if where == "at a saturated unit":
+            h[0] = 1.0
+        yield _rnn_case(U, before, h, upstream, where)
+
+
+def _rnn_case(U: Tensor, before: Tensor, h: Tensor, upstream: Tensor, where: str) -> Case:
+    def answer(delta: Tensor) -> tuple[Tensor, Tensor]:
+        return U.T @ delta, torch.outer(delta, before)
+
+    delta = (1 - h * h) * upstream
+    wanted = answer(delta)
+    wrong = {
+        "the slope of tanh is missing": answer(upstream),
+        "the slope of tanh has the square of its value in it": answer((1 - h) * upstream),
+        "the slope belongs to the state after the step, not to the one before": answer(
+            (1 - before * before) * upstream
+        ),
+        "back through a product goes the transpose": (U @ delta, wanted[1]),
+        "a row of the gradient belongs to a new number, a column to an old one": (wanted[0], wanted[1].T),
+    }
+    return Case((U, before, h, upstream), wanted, mistakes=harmful(wrong, wanted), where=where)
+
+
+@exercise(
+    hint="Which gates does the cell meet on its way from one step to the last? Count them: no step, no gate.",
+    more="Each step multiplies by its own forget gate, entry by entry, and the gate of a step has acted when its cell is there.",
+)
+def cell_path() -> Iterator[Case]:
+    """The diagonal of the derivative of the last cell in an earlier one, with the gates held."""
+    for steps, size in ((3, 2), (6, 3)):
+        forget = random_tensor(steps, size).sigmoid()
+        yield _path_case(forget, _random.randrange(1, steps), "at a step in between")
+        yield _path_case(forget, 0, "from the start")
+        yield _path_case(forget, steps, "from the last step")
+
+
+def _path_case(forget: Tensor, start: int, where: str) -> Case:
+    kept = forget[start:]
+    wanted = kept.prod(0)
+    wrong = {
+        "the gate of the first step has acted already": forget[max(start - 1, 0) :].prod(0),
+        "a gate is missing": forget[start + 1 :].prod(0),
+        "that is the way from the start to the step": forget[:start].prod(0),
+        "a sum of gates is no derivative here: each step multiplies": kept.sum(0),
+        "a matrix came, where its diagonal was wanted": wanted.diag(),
+        "the numbers of the cell do not mix: entry by entry": kept.prod(),
+    }
+    return Case((forget, start), wanted, mistakes=harmful(wrong, wanted), where=where)
+
+
+@exercise(
+    hint="One product gives all four blocks. Three of them are shares, between 0 and 1, and one may have either sign.",
+    more="The blocks: input, forget, candidate, output. The new cell is a sum; the hidden state shows a part of it, squeezed.",
+)
+def lstm_step() -> Iterator[Case]:
+    """One step of an LSTM: the new hidden state and the new cell."""
+    for inputs, size, where in ((3, 2, "at random numbers"), (2, 4, "at random numbers"), (3, 1, "with one unit")):
+        shapes = ((4 * size, inputs), (4 * size, size), (4 * size,), (inputs,), (size,), (size,))
+        yield _lstm_case(tuple(random_tensor(*shape) for shape in shapes), where)
+    W, U, b, x, h, c = (random_tensor(*shape) for shape in ((8, 3), (8, 2), (8,), (3,), (2,), (2,)))
+    yield _lstm_case((W, U, b, x, h, torch.zeros_like(c)), "with an empty cell")
+
+
+def _lstm_case(arguments: tuple[Tensor, ...], where: str) -> Case:
+    W, U, b, x, h, c = arguments
+    z = W @ x + U @ h + b
+
+    def step(i: Tensor, f: Tensor, g: Tensor, o: Tensor, show: Any = torch.tanh) -> tuple[Tensor, Tensor]:
+        cell = f * c + i * g
+        return o * show(cell), cell
+
+    z_i, z_f, z_g, z_o = z.chunk(4)
+    i, f, g, o = z_i.sigmoid(), z_f.sigmoid(), z_g.tanh(), z_o.sigmoid()
+    wanted = step(i, f, g, o)
+    wrong = {
+        "the blocks stand in another order: the candidate is the third": step(i, f, z_o.tanh(), z_g.sigmoid()),
+        "the blocks stand in another order: the forget gate is the second": step(f, i, g, o),
+        "the candidate may have either sign": step(i, f, z_g.sigmoid(), o),
+        "an open forget gate keeps": step(i, 1 - f, g, o),
+        "the cell is squeezed before it is shown": step(i, f, g, o, lambda cell: cell),
+        "the bias is missing": _lstm_values(z - b, c),
+        "the cell comes second": (wanted[1], wanted[0]),
+    }
+    return Case(arguments, wanted, mistakes=harmful(wrong, wanted), where=where)
+
+
+def _lstm_values(z: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    i, f, g, o = z.chunk(4)
+    cell = f.sigmoid() * c + i.sigmoid() * g.tanh()
+    return o.sigmoid() * cell.tanh(), cell
+
+
+@exercise(
+    hint="All steps multiply by the same gate. How large must it be, for the given share to be left after the last?",
+    more="The gate is a root of the share. The bias is what the sigmoid makes that gate of: invert it.",
+)
+def forget_bias() -> Iterator[Case]:
+    """The bias of the forget gate with which a share of the cell is left after many steps, if the gate sees nothing else."""
+    for steps, share, where in (
+        (1, 0.5, "for one step"),
+        (100, 0.5, "for a half-life"),
+        (_random.randrange(20, 400), round(_random.uniform(0.05, 0.95), 2), "for another share"),
+        (_random.randrange(2, 9), round(_random.uniform(0.001, 0.01), 4), "for a small share"),
+    ):
+        gate = share ** (1 / steps)
+        wanted = math.log(gate / (1 - gate))
+        wrong = {
+            "that is the gate, and the bias is wanted": gate,
+            "the sign is wrong": -wanted,
+            "that is the odds, not their logarithm": gate / (1 - gate),
+            "each step loses a part of what is left, not of what there was": math.log(
+                (1 + (share - 1) / steps) / ((1 - share) / steps)
+            ),
+            "that is for one step": math.log(share / (1 - share)),
+        }
+        yield Case((steps, share), wanted, mistakes=harmful(wrong, wanted), where=where)
