@@ -190,13 +190,18 @@ def _facets(H: Floats, slack: Floats) -> tuple[NDArray[np.int64], tuple[Floats, 
     # Of rows that are repeated the first stays.
     first = np.sort(np.unique(np.round(np.column_stack([A, s / unit]), 11), axis=0, return_index=True)[1])
     proper, A, s = proper[first], A[first], s[first] / unit
-    inside, radius = _largest_ball(A, s, cap=1.0)
+    # Few rows leave most directions free, and say nothing outside of the space that they span.
+    span = np.linalg.qr(A.T)[0] if len(A) < H.shape[1] else np.eye(H.shape[1])
+    A = A @ span
+    inside, radius = np.zeros(A.shape[1]), float(s.min())
+    if radius <= 1e-6:  # on a facet, or near to one
+        inside, radius = _largest_ball(A, s, cap=1.0)
     if radius <= 1e-12:
         return proper, (np.zeros(H.shape[1]), 0.0)
     kept = _irredundant(A, np.maximum(s - A @ inside, radius) / radius)
     A, s, proper = A[kept], s[kept], proper[kept]
     centre, radius = _largest_ball(A, s)
-    return proper, (unit * (inside if math.isinf(radius) else centre), unit * radius)
+    return proper, (unit * (span @ (inside if math.isinf(radius) else centre)), unit * radius)
 
 
 def _largest_ball(A: Floats, s: Floats, cap: float = math.inf) -> tuple[Floats, float]:
@@ -205,6 +210,8 @@ def _largest_ball(A: Floats, s: Floats, cap: float = math.inf) -> tuple[Floats, 
     the least value of ``s @ weight`` for weights whose combination of the rows is 0 and whose sum is 1.
     """
     columns, cost = np.vstack([A.T, np.ones(len(A))]), s
+    if math.isinf(cap) and len(A) <= A.shape[1] and np.linalg.matrix_rank(A) == len(A):
+        return np.zeros(A.shape[1]), math.inf  # independent rows have no combination that is 0
     if math.isfinite(cap):
         columns, cost = np.column_stack([columns, np.eye(len(columns))[-1]]), np.append(s, cap)
     weight, point = _simplex(cost, columns, np.eye(len(columns))[-1])
