@@ -187,7 +187,7 @@ class _Cut:
     def __init__(self, mesh: Subdivision, values: Floats) -> None:
         self.mesh, self.values = mesh, values
         self.old, self.functions = values.shape
-        self.small = TOLERANCE * np.maximum(values.max(axis=0), -values.min(axis=0))
+        self.small = TOLERANCE * np.maximum(np.maximum.reduce(values), -np.minimum.reduce(values))
         above, below = values > self.small, values < -self.small
         positive = _pack(above)
         signs = positive.take(mesh._tail, axis=0)
@@ -234,45 +234,45 @@ class _Cut:
             first[1:] |= weight[1:] - weight[:-1] > np.maximum(reach[1:], reach[:-1])
         # Crossing i makes function[i] 0 at new vertex number made[i].
         self.crossing_function = function
-        self.made = np.cumsum(first) - 1
-        self.merged = not first.all()
+        self.made = first.cumsum() - 1
+        self.merged = not first.all()  # whether chords may share ends
         if self.merged:
             edge, a, b, weight, new_edge = edge[first], a[first], b[first], weight[first], new_edge[first]
         self.on_edges = self.old, a, b, weight
-        self.edge, self.new_edge = edge, np.flatnonzero(new_edge)
+        self.edge, self.new_edge = edge, new_edge.nonzero()[0]
 
     def open_boundaries(self) -> None:
         """The sides of all polygons that are cut, with those of the new vertices, and where functions are 0 on them."""
         mesh, edge, first = self.mesh, self.edge, self.new_edge
         edges, made = len(mesh._tail) // 2, len(edge)
+        last = np.empty_like(first)
+        last[:-1], last[-1:] = first[1:] - 1, made - 1
         count, begin = np.zeros(edges, dtype=np.int64), np.empty(edges, dtype=np.int64)
-        count[edge[first]] = np.diff(first, append=made)
-        begin[edge[first]] = first
+        begun = edge.take(first)
+        count[begun], begin[begun] = last - first + 1, first
         # New vertex i starts the new edge `edges + i`, which ends in the next one, or where the old edge did.
         self.tail = tail = np.empty(2 * (edges + made), dtype=np.int64)
         tail[: 2 * edges] = mesh._tail
-        tail[2 * edges :: 2] = np.arange(self.old, self.old + made)
-        tail[2 * edges + 1 :: 2] = np.arange(self.old + 1, self.old + made + 1)
-        last = np.empty_like(first)
-        last[:-1], last[-1:] = first[1:] - 1, made - 1
+        tail[2 * edges :: 2] = vertex = np.arange(self.old, self.old + made)
+        tail[2 * edges + 1 :: 2] = vertex + 1
         tail[2 * (edges + last) + 1] = self.on_edges[2].take(last)
-        tail[2 * edge[first] + 1] = self.old + first
+        tail[2 * begun + 1] = self.old + first
         # Which polygons.
-        starts, lengths = mesh._start[:-1], np.diff(mesh._start)
+        starts, lengths = mesh._start[:-1], mesh._start[1:] - mesh._start[:-1]
         inserted = count.take(mesh._sides >> 1)
         active = np.add.reduceat(inserted, starts) > 0
         if self.zero is not None:
             active |= self.mixed.any(axis=1)
-        self.cut_polygons, self.rest = np.flatnonzero(active), np.flatnonzero(~active)
-        cut = np.repeat(active, lengths)
+        self.cut_polygons, self.rest = active.nonzero()[0], (~active).nonzero()[0]
+        cut = active.repeat(lengths)
         self.rest_sides, self.rest_lengths = mesh._sides[~cut], lengths.take(self.rest)
         sides, inserted, lengths = mesh._sides[cut], inserted[cut], lengths.take(self.cut_polygons)
         # Each side in as many pieces as it has new vertices, and one.
         pieces = inserted + 1
-        ends = np.cumsum(pieces)
-        broken = np.flatnonzero(inserted)
+        ends = pieces.cumsum()
+        broken = inserted.nonzero()[0]
         number, side = inserted.take(broken), sides.take(broken)
-        owner = np.repeat(np.arange(len(lengths)), lengths).take(broken)
+        owner = np.arange(len(lengths)).repeat(lengths).take(broken)
         place = ends.take(broken) - number
         back = side & 1
         new = begin.take(side >> 1)
@@ -281,24 +281,25 @@ class _Cut:
             new += back * (number - 1)
             place, back, owner, new = place[which] + step, back[which], owner[which], new[which]
             new += step * (1 - 2 * back)
-        self.sides = np.repeat(sides, pieces)
+        self.sides = sides.repeat(pieces)
         self.sides[place - back] = 2 * (edges + new) + back
         self.start = np.zeros(len(lengths), dtype=np.int64)
-        ends = ends.take(np.cumsum(lengths) - 1)
+        ends = ends.take(lengths.cumsum() - 1)
         self.start[1:] = ends[:-1]
         self.lengths = ends - self.start
         if self.merged:
             times = np.bincount(self.made, minlength=made)
             which, step = _ranges(times[new])
-            function = self.crossing_function[(np.cumsum(times) - times)[new][which] + step]
+            function = self.crossing_function[(times.cumsum() - times)[new][which] + step]
             place, owner = place[which], owner[which]
         else:
             function = self.crossing_function.take(new)
         if self.zero is not None:
-            every = np.repeat(np.arange(len(lengths)), self.lengths)
+            every = np.arange(len(lengths)).repeat(self.lengths)
             at = tail[self.sides]
-            old = np.flatnonzero(at < self.old)
+            old = (at < self.old).nonzero()[0]
             which, more = _bits(self.zero[at[old]] & self.mixed[self.cut_polygons][every[old]])
+            self.merged |= len(which) > 0
             place = np.concatenate([place, old[which]])
             owner = np.concatenate([owner, every[old[which]]])
             function = np.concatenate([function, more])
@@ -319,8 +320,7 @@ class _Cut:
             good = ~self.bad[key // self.functions]
             packed, key = packed[good], key[good]
         r, s, key = packed[0::2] & mask, packed[1::2] & mask, key[::2]
-        self.special = self.merged or self.zero is not None  # chords may share ends
-        if self.special:
+        if self.merged:
             order = np.lexsort((s, r))
         else:
             packed = (r << bits) | np.arange(len(r))
@@ -328,14 +328,11 @@ class _Cut:
             order = packed & mask
         r, s, key = r.take(order), s.take(order), key.take(order)
         owner, function = np.divmod(key, self.functions)
-        self.twins = (
-            np.zeros(0, dtype=np.int64),
-            np.zeros(0, dtype=np.int64),
-        )  # chords, and other functions that are 0 there
-        if self.special:
+        self.twins = order[:0], order[:0]  # chords, and other functions that are 0 there
+        if self.merged:
             new = np.ones(len(r), dtype=bool)
             new[1:] = (r[1:] != r[:-1]) | (s[1:] != s[:-1])
-            self.twins = (np.cumsum(new) - 1)[~new], function[~new]
+            self.twins = (new.cumsum() - 1)[~new], function[~new]
             r, s, owner, function = r[new], s[new], owner[new], function[new]
         self.chords = r, s, owner, function
 
@@ -343,10 +340,10 @@ class _Cut:
         """The values at the new vertices of the edges; there is room for those within the polygons."""
         r, s, _, _ = self.chords
         # Chords that start after r[x] and before s[x], in the same polygon.
-        x, step = _ranges(np.searchsorted(r, s) - np.arange(1, len(r) + 1))
+        x, step = _ranges(r.searchsorted(s) - np.arange(1, len(r) + 1))
         y = x + step + 1
         cross = s.take(y) > s.take(x)
-        if self.special:
+        if self.merged:
             cross &= r.take(y) > r.take(x)
         self.x, self.y = x[cross], y[cross]
         made = len(self.edge)
@@ -401,7 +398,7 @@ class _Cut:
         # Runs of sides on the boundary, from the end of a chord, or the start of the polygon, to the next one.
         is_break = np.zeros(len(self.sides), dtype=bool)
         is_break[r] = is_break[s] = is_break[self.start] = True
-        breaks = np.flatnonzero(is_break)
+        breaks = is_break.nonzero()[0]
         count, pieces = len(breaks), chords + len(line_)
         run = np.empty(len(self.sides), dtype=np.int64)
         run[breaks] = np.arange(count)
@@ -412,10 +409,10 @@ class _Cut:
         before[begin] = end
         following = np.empty(count + 2 * pieces, dtype=np.int64)
         following[before] = np.arange(count)
-        if self.special or self.clusters:
+        if self.merged or self.clusters:
             node, target = np.empty(2 * pieces, dtype=np.int64), np.empty(2 * pieces, dtype=np.int64)
             node[2 * after] = node[2 * after - 1] = len(self.sides) + vertex[point]
-            target[0::2], target[1::2] = np.repeat(s, on + 1), np.repeat(r, on + 1)
+            target[0::2], target[1::2] = s.repeat(on + 1), r.repeat(on + 1)
             # From a place on the boundary, other places are counted from there.
             node[2 * first_piece], node[2 * last + 1] = r, s
             target[2 * first_piece], target[2 * last + 1] = s - r, self.lengths[owner] - (s - r)
@@ -432,8 +429,8 @@ class _Cut:
         cycles, start_of_face = _cycles(following)
         leader = cycles.take(start_of_face)
         polygon = np.empty(count + 2 * pieces, dtype=np.int64)
-        polygon[:count] = np.repeat(np.arange(len(begin)), end - begin + 1)
-        polygon[count:] = np.repeat(owner, 2 * (on + 1))
+        polygon[:count] = np.arange(len(begin)).repeat(end - begin + 1)
+        polygon[count:] = owner.repeat(2 * (on + 1))
         polygon = polygon.take(leader)
         if len(polygon) != len(begin) + chords + len(line_) - made:  # Euler's formula
             expected = 1 + np.bincount(owner, minlength=len(begin)) + np.bincount(owner[line_], minlength=len(begin))
@@ -459,7 +456,7 @@ class _Cut:
         size = np.ones(count + 2 * pieces, dtype=np.int64)
         size[: count - 1], size[count - 1] = np.diff(breaks), len(self.sides) - breaks[-1]
         length = size.take(cycles)
-        ends = np.cumsum(length)
+        ends = length.cumsum()
         source = np.concatenate([breaks, np.arange(len(self.sides), len(self.sides) + 2 * pieces)])
         source = np.repeat(source.take(cycles) - ends + length, length)
         source += np.arange(len(source))
@@ -478,7 +475,7 @@ class _Cut:
         node = node[order]
         new = np.ones(len(node), dtype=bool)
         new[1:] = node[1:] != node[:-1]
-        first = np.flatnonzero(new)
+        first = new.nonzero()[0]
         last = np.append(first[1:], len(node)) - 1
         one_before = np.empty_like(order)
         one_before[1:] = runs + order[:-1]
@@ -493,7 +490,7 @@ class _Cut:
         self.bad[polygons] = True
         r, s, owner, function = self.chords
         stays = ~self.bad[owner]
-        number = np.cumsum(stays) - 1
+        number = stays.cumsum() - 1
         self.chords = r[stays], s[stays], owner[stays], function[stays]
         both = stays[self.x]
         self.x, self.y = number[self.x[both]], number[self.y[both]]
@@ -524,8 +521,8 @@ class _Cut:
         mesh._polygons = None
         self.grow_mesh(self.on_edges, self.on_chords)
         if self.bad.any():
-            self.cut_one_by_one((len(self.rest) + np.flatnonzero(self.bad[self.polygon])).tolist())
-        if self.special or self.clusters or self.bad.any():
+            self.cut_one_by_one((len(self.rest) + self.bad[self.polygon].nonzero()[0]).tolist())
+        if self.merged or self.clusters or self.bad.any():
             self.settle()
 
     def grow_mesh(self, *waves: tuple[int, Integers, Integers, Floats]) -> None:
@@ -629,23 +626,28 @@ def _cycles(following: Integers) -> tuple[Integers, Integers]:
     here = np.arange(len(following))
     previous = np.empty_like(following)
     previous[following] = here
-    leader = np.flatnonzero((following >= here) & (previous >= here))
-    # All walk around at once, until they are back, or meet a smaller member.
-    steps = []
-    length = np.zeros(len(following), dtype=np.int64)
-    here = leader
-    while len(here):
-        steps.append((leader, here))
-        here = following.take(here)
-        length[leader[here == leader]] = len(steps)
-        going = here > leader
-        here, leader = here[going], leader[going]
-    start = np.cumsum(length) - length
-    cycles = np.empty(len(following), dtype=np.int64)
-    for step, (leader, here) in enumerate(steps):
-        whole = length.take(leader) > 0
-        cycles[start.take(leader[whole]) + step] = here[whole]
-    return cycles, start[length > 0]
+    leader = ((following >= here) & (previous >= here)).nonzero()[0]
+    cycles, starts, count, steps = [], [], 0, 8
+    while len(leader):
+        # All walk around at once. Who meets a smaller member is no leader; who is not back yet has to walk longer.
+        walk = np.empty((steps, len(leader)), dtype=np.int64)
+        walk[0] = leader
+        for step in range(1, steps):
+            following.take(walk[step - 1], out=walk[step], mode="clip")
+        back = walk[1:] == leader
+        length = back.argmax(axis=0) + 1
+        length[~np.logical_or.reduce(back, axis=0)] = steps
+        leads = np.minimum.reduce(walk, axis=0) == leader
+        whole = (leads & (length < steps)).nonzero()[0]
+        length = length.take(whole)
+        cycles.append(walk.take(whole, axis=1).T[np.arange(steps) < length[:, None]])
+        ends = length.cumsum()
+        starts.append(ends - length + count)
+        count += len(cycles[-1])
+        leads[whole] = False
+        leader = leader[leads]
+        steps *= 8
+    return np.concatenate(cycles), np.concatenate(starts)
 
 
 def _along(line: Integers, weight: Floats) -> Integers:
@@ -673,8 +675,8 @@ def _after(start: Integers) -> Integers:
 
 def _ranges(counts: Integers) -> tuple[Integers, Integers]:
     """For counts 2, 3: which of them, 0 0 1 1 1, and the place within it, 0 1 0 1 2."""
-    ends = np.cumsum(counts)
-    which = np.repeat(np.arange(len(counts)), counts)
+    ends = counts.cumsum()
+    which = np.arange(len(counts)).repeat(counts)
     return which, np.arange(len(which)) - (ends - counts).take(which)
 
 
@@ -707,11 +709,11 @@ def _pack(flags: NDArray[np.bool_]) -> Array:
 
 def _bits(words: Array) -> tuple[Integers, Integers]:
     """Row and number of every bit that is set, sorted."""
-    rows = np.flatnonzero(words if words.shape[1] == 1 else words.any(axis=1))
+    rows = (words if words.shape[1] == 1 else words.any(axis=1)).nonzero()[0]
     octets = words.take(rows, axis=0).view(np.uint8)
     width = octets.shape[1]
     octets = octets.ravel()
-    some = np.flatnonzero(octets)
+    some = octets.nonzero()[0]
     bits = np.flatnonzero(np.unpackbits(octets.take(some), bitorder="little").view(bool))
     some = some.take(bits >> 3)
     row = some // width
