@@ -34,14 +34,14 @@ const boards = (() => {
 
   // An empty coordinate system that fills the frame, `box` being [left, top, right, bottom] as JSXGraph has it. Its colours
   // come from boards.css by classes, and so follow the theme; nothing is highlighted, zoomed or animated.
-  const plane = (frame, box, { role, label }) => {
+  const plane = (frame, box, { role, label, axis: axes = true }) => {
     const place = make("div", { class: "jxgbox", id: `board-${frame.closest("figure").id}` });
     frame.append(place);
     JXG.Options.text.display = "internal"; // labels are SVG, so that classes colour them too
     const axis = { lastArrow: false, highlight: false, ticks: { insertTicks: false, ticksDistance: 1, minorTicks: 0, majorHeight: 8 } };
     const board = JXG.JSXGraph.initBoard(place, {
       boundingBox: box,
-      axis: true,
+      axis: axes,
       defaultAxes: {
         x: { ...axis, ticks: { ...axis.ticks, label: { fontSize: 13, anchorX: "middle", offset: [0, -14] } } },
         y: { ...axis, ticks: { ...axis.ticks, label: { fontSize: 13, anchorX: "right", offset: [-8, 0] } } },

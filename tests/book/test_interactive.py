@@ -14,14 +14,23 @@ from urllib.parse import urlsplit
 
 import bookfiles
 import pytest
+import torch
 from browsing import Visit
 from playwright.sync_api import Browser, BrowserContext, Locator, Page
 from sphinx.application import Sphinx
 from sphinx.util.docutils import docutils_namespace
+from torch import nn
+
+from pwl_lib.piecewise_linear import activation_pattern, affine_piece
+from pwl_lib.regions import Regions, slice_regions
 
 SITE = bookfiles.SITE
 BUDGET = 1_000_000  # bytes that a page with a board may load for it
-FIGURES = {"logsumexp": "fig-lse-slider", "maxout": "fig-maxout-lines"}  # board and chapter have one name
+FIGURES = {
+    "logsumexp": "fig-lse-slider",
+    "maxout": "fig-maxout-lines",
+    "regions": "fig-regions-point",
+}  # board and chapter have one name
 
 each_board = pytest.mark.parametrize("name", FIGURES)
 Opened = Callable[..., Page]
@@ -84,6 +93,7 @@ def drag(page: Page, place: Locator, right: float, down: float) -> None:
 VIEWS = {
     "logsumexp": (-3.2, 4.1, 3.2, -0.6),
     "maxout": (-3.4, 3.8, 3.4, -2.8),
+    "regions": (-1.14, 1.08, 1.08, -1.14),
 }  # left, top, right and bottom of the plane
 
 
@@ -393,7 +403,97 @@ def test_a_finger_moves_a_handle_and_scrolls_the_page_beside_it(browser: Browser
         context.close()
 
 
-# Of both
+# Of the board `regions`
+
+
+@pytest.fixture(scope="module")
+def tiny() -> nn.Sequential:
+    """The network of the board, with the weights that stand in the chapter."""
+    cells = bookfiles.code(bookfiles.ROOT / "chapters" / "regions.ipynb")
+    (source,) = (cell.source for cell in cells if cell.source.startswith("W1 = "))
+    found: dict[str, list[list[float]]] = {}
+    exec("\n".join(line for line in source.splitlines() if re.match(r"[Wb]\d", line)), found)
+    layers: list[nn.Module] = []
+    for n in "123":
+        weight, bias = torch.tensor(found[f"W{n}"]).double(), torch.tensor(found[f"b{n}"]).double()
+        layer = nn.Linear(*weight.T.shape, dtype=torch.float64)
+        layer.load_state_dict({"weight": weight, "bias": bias})
+        layers += [layer, nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+@pytest.fixture(scope="module")
+def tiling(tiny: nn.Sequential) -> Regions:
+    zero, one = torch.zeros(2).double(), torch.eye(2).double()
+    return slice_regions(tiny, zero, one[0], one[1])
+
+
+def check_region(page: Page, tiling: Regions, tiny: nn.Sequential) -> tuple[str, ...]:
+    """The board says of its point what the library says, and has drawn its polygon. Returns where it is, and the pattern."""
+    board = Board("regions", page)
+    said = {name: number.replace("−", "-") for name, number in board.numbers.items()}
+    x = torch.tensor([[float(said["x1"]), float(said["x2"])]]).double()
+    assert board.place(None) == (pytest.approx(x[0, 0].item(), abs=0.01), pytest.approx(x[0, 1].item(), abs=0.01))
+    piece = affine_piece(tiny, x)
+    wanted = {
+        "a1": piece.A[0, 0, 0],
+        "a2": piece.A[0, 0, 1],
+        "b": piece.b[0, 0],
+        "value": tiny(x)[0, 0],
+    }
+    for name, number in wanted.items():
+        assert float(said[name]) == pytest.approx(number.item(), abs=5.1e-5), name
+    word = activation_pattern(tiny, x)[0]
+    assert said["pattern"] == "".join(map(str, word.tolist()))
+    (found,) = (tiling.pattern == word).all(dim=1).nonzero()[0].tolist()
+    polygon = tiling.polygons[found].tolist()
+    assert said["corners"] == str(len(polygon))
+    assert said["regions"] == str(len(tiling))
+    drawn = board.curves["blue region"]
+    assert drawn[0] == drawn[-1]
+    first = min(range(len(polygon)), key=lambda k: math.dist(polygon[k], drawn[0]))
+    board.assert_drawn("blue region", [*polygon[first:], *polygon[:first], polygon[first]])
+    (p, q), half = board.curves["orange thick"], piece.A[0, 0] / 2
+    assert [q[k] - p[k] for k in (0, 1)] == pytest.approx(half.tolist(), abs=0.02)
+    return said["x1"], said["x2"], said["pattern"]
+
+
+def test_the_point_of_regions_moves_with_keys_and_the_numbers_are_those_of_the_library(
+    opened: Opened, tiling: Regions, tiny: nn.Sequential
+) -> None:
+    page = opened("regions")
+    seen = [check_region(page, tiling, tiny)]
+    for slider, keys in (
+        ("x1", ["Home", "PageUp", "PageUp", "ArrowRight", "PageUp", "End"]),
+        ("x2", ["Home", "ArrowUp", "PageUp", "End", "ArrowLeft"]),
+        ("x1", ["PageDown", "PageDown", "Home"]),
+    ):
+        page.locator(f"input[name={slider}]").focus()
+        for key in keys:
+            page.keyboard.press(key)
+            seen.append(check_region(page, tiling, tiny))
+            assert seen[-1][:2] != seen[-2][:2], key
+    assert len({word for _, _, word in seen}) >= 6
+
+
+def test_the_point_of_regions_is_dragged_and_stops_at_the_edge(
+    opened: Opened, tiling: Regions, tiny: nn.Sequential
+) -> None:
+    page = opened("regions")
+    for x in tiling.centroid[:4].tolist():
+        for name, number in zip(("x1", "x2"), x, strict=True):
+            page.locator(f"input[name={name}]").fill(f"{round(number * 50) / 50:.2f}")
+        check_region(page, tiling, tiny)
+    point = page.locator(".board .handle")
+    drag(page, point, right=60, down=-45)
+    moved = check_region(page, tiling, tiny)
+    drag(page, point, right=5, down=40)
+    assert check_region(page, tiling, tiny) != moved
+    drag(page, point, right=2000, down=2000)
+    assert check_region(page, tiling, tiny)[:2] == ("1.00", "-1.00")
+
+
+# Of all
 
 
 @pytest.mark.parametrize(
@@ -401,6 +501,7 @@ def test_a_finger_moves_a_handle_and_scrolls_the_page_beside_it(browser: Browser
     [
         ("logsumexp", ["temperature t", "place x"]),
         ("maxout", [*itertools.chain(*zip(ROUND, SQUARE, strict=True)), "Start again"]),
+        ("regions", ["x1", "x2"]),
     ],
 )
 def test_the_tab_key_reaches_all_that_moves_and_shows_where_it_is(name: str, stops: list[str], opened: Opened) -> None:
@@ -454,7 +555,7 @@ def test_the_board_takes_the_place_of_the_picture_on_screens_but_not_on_paper(na
 @each_board
 def test_a_board_follows_the_size_of_the_screen_and_fits_a_narrow_one(name: str, opened: Opened) -> None:
     page = opened(name)
-    for width, least in ((390, 300), (700, 550), (390, 300)):
+    for width, least in ((390, 300), (700, 450 if name == "regions" else 550), (390, 300)):
         page.set_viewport_size({"width": width, "height": 844})
         page.wait_for_function(
             """([least, most]) => { const { width } = document.querySelector('.board svg').getBoundingClientRect();
