@@ -132,6 +132,14 @@ class Restart(Exception):
     """The rows of two tensors do not fit, so that no tensor may get new rows while the model runs."""
 
 
+class TooLarge(Exception):
+    """A cut would give more numbers than are wanted at once; ``parts`` is in how many parts the box had better be taken."""
+
+    def __init__(self, parts: int) -> None:
+        super().__init__()
+        self.parts = parts
+
+
 class _Again(Exception):
     """There are new vertices: the model is run again, at all of them."""
 
@@ -146,10 +154,16 @@ class Walk(DoubleTrace):
     """
 
     def __init__(
-        self, snapshot: Snapshot, inputs: Callable[[NDArray[np.float64]], Tensor], mesh: Subdivision, *, growing: bool
+        self,
+        snapshot: Snapshot,
+        inputs: Callable[[NDArray[np.float64]], Tensor],
+        mesh: Subdivision,
+        *,
+        growing: bool,
+        most: float = math.inf,
     ) -> None:
         super().__init__(snapshot)
-        self.mesh, self.inputs, self.growing = mesh, inputs, growing
+        self.mesh, self.inputs, self.growing, self.most = mesh, inputs, growing, most
         self.output = torch.empty(0)  # at the vertices, flattened
         self._cuts: list[NDArray[np.float64]] = []  # of a model that is started again
 
@@ -354,6 +368,8 @@ class Walk(DoubleTrace):
                 finite = math.isfinite(values.sum())
             if not finite:
                 raise ValueError("model must be finite on the whole box, but a number that a switch compares is not")
+            if self.growing:
+                self._refuse_large(values)
             values = self.mesh.cut(values)
             if self.growing:
                 self.parents.append(self.mesh.parent)
@@ -363,6 +379,24 @@ class Walk(DoubleTrace):
                     raise _Again
         self._now = len(values)
         return torch.from_numpy(values).to(z.device).reshape(len(values), *shape)
+
+    def _refuse_large(self, values: NDArray[np.float64]) -> None:
+        """Raises `TooLarge` where the cut looks as if it gave more than ``most`` numbers, by what a few polygons say."""
+        count, functions = values.shape
+        polygons = len(self.mesh)
+        if (count + polygons * functions * (1 + functions / 4)) * functions <= self.most:
+            return
+        start, index = self.mesh.polygons
+        some = np.arange(0, polygons, max(1, polygons // 64))
+        corners = start[some + 1] - start[some]
+        first = np.cumsum(corners) - corners
+        sign = values[index[np.repeat(start[some] - first, corners) + np.arange(corners.sum())]]
+        crossed = (np.maximum.reduceat(sign, first) > 0) & (np.minimum.reduceat(sign, first) < 0)
+        lines = crossed.sum(axis=1)
+        # A line has two ends, each on an edge of two polygons; of the pairs of lines about half meet within the polygon.
+        numbers = (count + polygons * float((lines * (1 + lines / 4)).mean())) * functions
+        if numbers > self.most:
+            raise TooLarge(math.ceil(numbers / self.most))
 
     def _positive(self, z: Tensor) -> NDArray[np.bool_]:
         return self.mesh.positive(z.reshape(z.shape[0], math.prod(z.shape[1:])).cpu().numpy())

@@ -9,6 +9,7 @@ All numbers are float64, whatever the model's dtype.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
@@ -25,7 +26,7 @@ from pwl_lib._segments import Segments, integrate_along, segments
 from pwl_lib._subdivision import Subdivision, components
 from pwl_lib._trace import Model, Switch, untouched
 from pwl_lib._validation import check_finite_number, check_floating
-from pwl_lib._walk import Choice, DoubleTrace, Snapshot, Walk
+from pwl_lib._walk import Choice, DoubleTrace, Snapshot, TooLarge, Walk
 from pwl_lib.piecewise_linear import AffinePiece, _flat, _jacobian, _refuse_offenders
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ Integers = NDArray[np.int64]
 
 _SAME_MAP = 1e-10
 _NUMBERS_AT_ONCE = 2**24  # of one chunk of polygons that go through the model: bounds the memory
+_NUMBERS_OF_A_CUT = 2**25  # a box whose cuts give more is taken in parts, for the same reason
+_DEEPEST = 4  # so many times a part is taken in parts
 
 
 class RegionCounts(NamedTuple):
@@ -120,11 +123,8 @@ def slice_regions(
     with torch.inference_mode(False), torch.no_grad():  # so that gradients can be had later
         plane, snapshot = _Plane(origin, u, v), Snapshot(model)
     with untouched(model, plane.origin), torch.no_grad():
-        try:
-            walk = _walk(snapshot, plane, box, growing=True)
-        except _NotItself:
-            walk = _walk(snapshot, plane, box, growing=False)
-    return Regions(snapshot, plane, box, walk)
+        cells = _find(snapshot, plane, box)
+    return Regions(snapshot, plane, box, cells)
 
 
 class _Plane:
@@ -164,11 +164,133 @@ class _NotItself(Exception):
     """What came out of the model is not the model: its batch must not grow."""
 
 
-def _walk(snapshot: Snapshot, plane: _Plane, box: Box, *, growing: bool) -> Walk:
-    walk = Walk(snapshot, plane, Subdivision(box), growing=growing)
+class _Cells(NamedTuple):
+    """What is found in a box."""
+
+    mesh: Subdivision
+    values: Tensor
+    choices: list[Choice]
+    parents: list[Integers]
+
+
+def _find(snapshot: Snapshot, plane: _Plane, box: Box, depth: int = 0) -> _Cells:
+    try:
+        walk = _walk(snapshot, plane, box, growing=True, most=_NUMBERS_OF_A_CUT if depth < _DEEPEST else math.inf)
+    except TooLarge as much:
+        return _in_parts(snapshot, plane, box, much.parts, depth)
+    except _NotItself:
+        walk = _walk(snapshot, plane, box, growing=False)
+    if walk.merges:  # what comparisons of a maximum have cut that do not decide it
+        walk.mesh.merge(_words(walk.choices, walk.parents))
+        walk.parents.append(walk.mesh.parent)
+    return _Cells(walk.mesh, walk.output.cpu(), walk.choices, walk.parents)
+
+
+def _in_parts(snapshot: Snapshot, plane: _Plane, box: Box, parts: int, depth: int) -> _Cells:
+    """Finds the cells of one small box after the other, and joins those that the lines between the boxes have cut."""
+    count = max(2, math.ceil(math.sqrt(parts)))
+    for attempt in range(3):
+        # The lines are where no edge of a model is likely to lie, and an attempt that did not work is not made again.
+        shift = (0.0381966 + 0.0618034 * attempt) / count
+        lines = []
+        for low, high in box:
+            inner = [low + (high - low) * (k / count + shift) for k in range(1, count)]
+            lines.append([low, *inner, high])
+        columns = [
+            [_packed_cells(_find(snapshot, plane, (s, t), depth + 1)) for t in itertools.pairwise(lines[1])]
+            for s in itertools.pairwise(lines[0])
+        ]
+        joined = _joined(columns, lines)
+        if joined is not None:
+            return joined
+    raise RuntimeError("the regions of the parts of the box do not fit together; a smaller box, or another one, may do")
+
+
+def _packed_cells(cells: _Cells) -> _Cells:
+    """The choices of the polygons that there are at last; vertices that are no corner are left out, but those of the box."""
+    mesh, values, choices, parents = cells
+    packed = _packed(choices, parents, np.arange(len(mesh)))
+    choices = [choice._replace(packed=rows, stage=0) for choice, rows in zip(choices, packed, strict=True)]
+    start, index = mesh.polygons
+    used = np.zeros(len(mesh.vertices), dtype=bool)
+    used[index] = used[:4] = True
+    if not used.all():
+        mesh = _mesh(mesh.vertices[used], start, (np.cumsum(used) - 1)[index])
+        values = values[torch.from_numpy(used)]
+    return _Cells(mesh, values, choices, [])
+
+
+def _mesh(vertices: NDArray[np.float64], start: Integers, index: Integers) -> Subdivision:
+    """A subdivision, not to be cut again, of polygons that are given; the first four vertices are the corners of its box."""
+    mesh = Subdivision(((0.0, 1.0), (0.0, 1.0)))
+    mesh.vertices = vertices
+    mesh._rebuild(start, index)
+    return mesh
+
+
+def _joined(columns: list[list[_Cells]], lines: list[list[float]]) -> _Cells | None:
+    """One set of cells of those of small boxes; None where the vertices on both sides of a line do not fit."""
+    tiles = [tile for column in columns for tile in column]
+    height = len(columns[0])
+    first = np.cumsum([0, *(len(tile.mesh.vertices) for tile in tiles)])
+    one, two = [], []
+    for number, tile in enumerate(tiles):
+        i, j = divmod(number, height)
+        for axis, other, line in ((0, number + height, lines[0][i + 1]), (1, number + 1, lines[1][j + 1])):
+            if (i + 1 if axis == 0 else j + 1) < (len(columns) if axis == 0 else height):
+                here, there = (_on_line(t.mesh, axis, line) for t in (tile, tiles[other]))
+                if len(here) != len(there):
+                    return None
+                along = tile.mesh.vertices[here, 1 - axis] - tiles[other].mesh.vertices[there, 1 - axis]
+                if np.abs(along).max() > 1e-8 * (lines[1 - axis][-1] - lines[1 - axis][0]):
+                    return None
+                one.append(first[number] + here)
+                two.append(first[other] + there)
+    root = components(first[-1], np.concatenate(one), np.concatenate(two))
+    corners = [first[0], first[-1 - height] + 1, first[-2] + 2, first[height - 1] + 3]
+    keep = np.unique(root)
+    keep = np.concatenate([corners, keep[~np.isin(keep, root[corners])]])
+    name = np.empty(first[-1], dtype=np.int64)
+    name[root[keep]] = np.arange(len(keep))
+    vertices = np.concatenate([tile.mesh.vertices for tile in tiles])[keep]
+    index = np.concatenate([tile.mesh.polygons[1] + at for tile, at in zip(tiles, first[:-1], strict=True)])
+    sides = np.concatenate([np.diff(tile.mesh.polygons[0]) for tile in tiles])
+    mesh = _mesh(vertices, np.concatenate([[0], np.cumsum(sides)]), name[root[index]])
+    values = torch.cat([tile.values for tile in tiles])[torch.from_numpy(keep)]
+    choices = [
+        choice[0]._replace(packed=np.concatenate([part.packed for part in choice]))
+        for choice in zip(*(tile.choices for tile in tiles), strict=True)
+    ]
+    mesh.merge(_words(choices, []) if choices else np.zeros(len(mesh), dtype=np.int64))
+    return _Cells(mesh, values, choices, [mesh.parent])
+
+
+def _on_line(mesh: Subdivision, axis: int, line: float) -> Integers:
+    """The vertices on a line along a side of the box, in order."""
+    near = np.abs(mesh.vertices[:, axis] - line) <= 1e-15 * np.abs(mesh.vertices[:4, axis]).max()
+    found = np.flatnonzero(near)
+    return found[np.argsort(mesh.vertices[found, 1 - axis])]
+
+
+def _packed(choices: Sequence[Choice], parents: Sequence[Integers], polygons: Integers) -> list[NDArray[Any]]:
+    """The rows of each choice for some of the polygons that there are at last."""
+    rows = []
+    stage = len(parents)
+    for choice in reversed(choices):
+        while stage > choice.stage:
+            stage -= 1
+            polygons = parents[stage][polygons]
+        rows.append(choice.packed[polygons])
+    return rows[::-1]
+
+
+def _walk(snapshot: Snapshot, plane: _Plane, box: Box, *, growing: bool, most: float = math.inf) -> Walk:
+    walk = Walk(snapshot, plane, Subdivision(box), growing=growing, most=most)
     try:
         with np.errstate(all="ignore"):  # what is not finite is refused by name
             walk.output = _flat(walk.walk())
+    except TooLarge:
+        raise
     except Exception as error:
         _refuse_offenders(walk)
         if growing:
@@ -177,9 +299,6 @@ def _walk(snapshot: Snapshot, plane: _Plane, box: Box, *, growing: bool) -> Walk
     _refuse_offenders(walk)
     if not bool(torch.isfinite(walk.output).all()):
         raise ValueError("model must be finite on the whole box, but its output is not")
-    if walk.merges:
-        walk.mesh.merge(_words(walk.choices, walk.parents))
-        walk.parents.append(walk.mesh.parent)
     missed = _sample_error(snapshot, plane, walk)
     if missed:
         if growing:
@@ -226,13 +345,13 @@ class Regions:
     The model is the one that :func:`slice_regions` was given, as it was then; a plain function cannot be copied, and must not change.
     """
 
-    def __init__(self, snapshot: Snapshot, plane: _Plane, box: Box, walk: Walk) -> None:
-        self._snapshot, self._plane, self._mesh = snapshot, plane, walk.mesh
-        self._choices, self._parents, self._offsets = walk.choices, walk.parents, walk.mesh.polygons[0]
-        index, vertices, values = walk.mesh.polygons[1], walk.mesh.vertices, walk.output.cpu()
-        if walk.merges:  # vertices that are no corner any more are left out
-            used = np.zeros(len(vertices), dtype=bool)
-            used[index] = True
+    def __init__(self, snapshot: Snapshot, plane: _Plane, box: Box, cells: _Cells) -> None:
+        self._snapshot, self._plane = snapshot, plane
+        self._mesh, values, self._choices, self._parents = cells
+        vertices, (self._offsets, index) = self._mesh.vertices, self._mesh.polygons
+        used = np.zeros(len(vertices), dtype=bool)
+        used[index] = True
+        if not used.all():  # after a merge
             index = (np.cumsum(used) - 1)[index]
             vertices, values = vertices[used], values[torch.from_numpy(used)]
         self._index = index
@@ -313,17 +432,12 @@ class Regions:
 
     def _choices_of(self, polygons: Integers) -> list[Switch]:
         switches = []
-        stage = len(self._parents)
-        for choice in reversed(self._choices):
-            while stage > choice.stage:
-                stage -= 1
-                polygons = self._parents[stage][polygons]
-            rows = choice.packed[polygons]
+        for choice, rows in zip(self._choices, _packed(self._choices, self._parents, polygons), strict=True):
             if choice.width is not None:
                 rows = np.unpackbits(rows, axis=1, count=choice.width)
             word = torch.from_numpy(rows.astype(np.int64)).reshape(len(rows), *choice.shape)
             switches.append(Switch(choice.path, word, word))
-        return switches[::-1]
+        return switches
 
     def _chunks(self, polygons: Integers, numbers: int) -> Iterator[tuple[DoubleTrace, list[Switch], int]]:
         """A trace and the choices of a few polygons at a time, of which each takes up that many numbers."""

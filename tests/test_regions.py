@@ -311,7 +311,9 @@ def walks(monkeypatch):
     seen = []
     walk = regions_module._walk
     monkeypatch.setattr(
-        regions_module, "_walk", lambda *args, growing: (seen.append(growing), walk(*args, growing=growing))[1]
+        regions_module,
+        "_walk",
+        lambda *args, growing, **words: (seen.append(growing), walk(*args, growing=growing, **words))[1],
     )
     return seen
 
@@ -338,6 +340,31 @@ def test_the_polygons_of_each_architecture_fit_together_and_carry_its_maps(name,
 def test_random_nets_of_any_input_size_hold_the_invariants(seed, widths, n):
     model = seeded(lambda: mlp(n, *widths, 2), seed)
     holds(model, slice_regions(model, *plane(n, seed=seed)), points=60)
+
+
+@pytest.mark.parametrize(
+    "name", ["torch ReLU", "torch Hardtanh", "image", "maxout", "relu and pooling", "shared layer"]
+)
+def test_a_box_that_is_taken_in_parts_gives_the_same_regions(name, monkeypatch):
+    make, shape = MODELS[name]
+    model = seeded(make, seed=3)
+    origin, u, v = (ORIGIN, 2 * U, V) if shape == (2,) else plane(*shape)
+    box = ((-0.2, 0.3), (-0.3, 0.25)) if name == "image" else ((-1.5, 1), (-1, 1.25))
+    whole = slice_regions(model, origin, u, v, box=box)
+    tiles = []
+    found = regions_module._in_parts
+    monkeypatch.setattr(regions_module, "_in_parts", lambda *args: (tiles.append(args[2]), found(*args))[1])
+    monkeypatch.setattr(regions_module, "_NUMBERS_OF_A_CUT", {"image": 60_000, "relu and pooling": 4000}.get(name, 100))
+    parts = slice_regions(model, origin, u, v, box=box)
+    assert tiles
+    assert len(parts) == len(whole)
+    assert len(parts.vertices) == len(whole.vertices)
+    i = whole.find(parts.centroid)
+    assert torch.equal(i.sort().values, torch.arange(len(whole)))
+    assert torch.equal(whole.pattern[i], parts.pattern)
+    torch.testing.assert_close(whole.area[i], parts.area, rtol=1e-9, atol=1e-13)
+    assert torch.equal(i[parts.neighbours].sort(1).values.unique(dim=0), whole.neighbours)
+    holds(model, parts, points=40)
 
 
 # --- degenerate nets ---
