@@ -709,7 +709,7 @@ def _pack(flags: NDArray[np.bool_]) -> Array:
 
 def _bits(words: Array) -> tuple[Integers, Integers]:
     """Row and number of every bit that is set, sorted."""
-    rows = (words if words.shape[1] == 1 else words.any(axis=1)).nonzero()[0]
+    rows = np.flatnonzero(words if words.shape[1] == 1 else words.any(axis=1))
     octets = words.take(rows, axis=0).view(np.uint8)
     width = octets.shape[1]
     octets = octets.ravel()
