@@ -543,7 +543,9 @@ def lstm_cell(
 
     which is :eq:`eq-lstm-backward`; from :math:`z` on they are those of :func:`rnn_cell`. Values on the CPU are those of
     :func:`torch.lstm_cell`, bit for bit; on a GPU, where torch has one kernel for all of it, up to rounding. The backward
-    pass keeps the gates and the two cells, and computes :math:`\tanh c_t` again, which torch keeps.
+    pass keeps the gates and the two cells, and computes :math:`\tanh c_t` again, which torch keeps: over a sequence, where
+    the new cell is the next step's cell, that is a seventh less. The two results are results of one function, as on a GPU
+    in torch, so that autograd has no derivative of the new hidden state in the new cell.
 
     Args:
         input: ``(N, n)`` or ``(n,)``, floating point.
