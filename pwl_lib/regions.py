@@ -52,7 +52,7 @@ Integers = NDArray[np.int64]
 
 _SAME_MAP = 1e-10
 _NUMBERS_AT_ONCE = 2**24  # of one chunk of polygons that go through the model: bounds the memory
-_NUMBERS_OF_A_CUT = 2**26  # a box whose cuts give more is taken in parts, for the same reason
+_NUMBERS_OF_A_CUT = 2**27  # a box whose cuts give more is taken in parts, for the same reason
 _DEEPEST = 4  # so many times a part is taken in parts
 
 
