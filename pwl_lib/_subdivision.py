@@ -16,6 +16,7 @@ not affine because its values are rounding errors, that polygon alone is cut alo
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ TOLERANCE = 1e-12
 """A value of at most this part of its function's largest value counts as 0."""
 
 _NOT_CONVEX = "label must be the same only on polygons whose union is convex"
-_AT_ONCE = 2**15  # numbers that stay in the cache
+_AT_ONCE = 2**15  # numbers
 
 
 class Subdivision:
@@ -226,7 +227,7 @@ class _Cut:
         new_edge = np.ones(len(edge), dtype=bool)
         new_edge[1:] = edge[1:] != edge[:-1]
         first = new_edge
-        if not new_edge.all():  # several functions cross one edge
+        if np.count_nonzero(new_edge) < len(edge):  # several functions cross one edge
             order = _along(edge, weight)
             function, weight = function.take(order), weight.take(order)
             reach = self.small.take(function) / np.abs(slope.take(order))
@@ -235,7 +236,7 @@ class _Cut:
         # Crossing i makes function[i] 0 at new vertex number made[i].
         self.crossing_function = function
         self.made = first.cumsum() - 1
-        self.merged = not first.all()  # whether chords may share ends
+        self.merged = np.count_nonzero(first) < len(first)  # whether chords may share ends
         if self.merged:
             edge, a, b, weight, new_edge = edge[first], a[first], b[first], weight[first], new_edge[first]
         self.on_edges = self.old, a, b, weight
@@ -314,7 +315,7 @@ class _Cut:
         packed.sort()
         key = packed >> bits
         self.bad = np.zeros(len(self.start), dtype=bool)  # polygons that will be cut along one function after the other
-        if len(key) % 2 or (key[::2] != key[1::2]).any() or (key[2::2] == key[:-2:2]).any():
+        if len(key) % 2 or np.count_nonzero(key[::2] != key[1::2]) or np.count_nonzero(key[2::2] == key[:-2:2]):
             number, times = np.unique(key, return_counts=True)
             self.bad[number[times != 2] // self.functions] = True
             good = ~self.bad[key // self.functions]
@@ -367,14 +368,14 @@ class _Cut:
         with np.errstate(invalid="ignore", divide="ignore"):
             weight = near / slope
             reach = self.small.take(other) / np.abs(slope)
-        wrong = ~(near * far < 0)
-        dirty = owner[line[wrong]] if wrong.any() else wrong[:0]
+        right = near * far < 0
+        dirty = line[:0] if np.count_nonzero(right) == len(right) else owner[line[~right]]
         order = _along(line, weight)
         point = np.where(order < points, order, order - points)
         line_, weight_, reach_ = line.take(order), weight.take(order), reach.take(order)
         same = line_[1:] == line_[:-1]
         close = same & (weight_[1:] - weight_[:-1] <= np.maximum(reach_[1:], reach_[:-1]))
-        vertex, made, self.clusters = np.arange(points), points, bool(close.any())
+        vertex, made, self.clusters = np.arange(points), points, np.count_nonzero(close) > 0
         if self.clusters:
             # Crossings in one vertex: those of all pairs of some chords, side by side on each of them.
             label = components(points, point[1:][close], point[:-1][close])
@@ -392,7 +393,7 @@ class _Cut:
             return self.leave_out(dirty)
         # A chord has a piece more than vertices. Piece p has the sides 2 p, forwards, and 2 p + 1.
         on = np.bincount(line_, minlength=chords)
-        last = np.cumsum(on + 1) - 1
+        last = (on + 1).cumsum() - 1
         first_piece = last - on
         after = np.arange(1, len(line_) + 1) + line_  # the piece that starts at a vertex of a chord
         # Runs of sides on the boundary, from the end of a chord, or the start of the polygon, to the next one.
@@ -454,11 +455,11 @@ class _Cut:
         self.zero_at = inside + vertex, made
         self.on_vertices = line_, new
         size = np.ones(count + 2 * pieces, dtype=np.int64)
-        size[: count - 1], size[count - 1] = np.diff(breaks), len(self.sides) - breaks[-1]
+        size[: count - 1], size[count - 1] = breaks[1:] - breaks[:-1], len(self.sides) - breaks[-1]
         length = size.take(cycles)
         ends = length.cumsum()
         source = np.concatenate([breaks, np.arange(len(self.sides), len(self.sides) + 2 * pieces)])
-        source = np.repeat(source.take(cycles) - ends + length, length)
+        source = (source.take(cycles) - ends + length).repeat(length)
         source += np.arange(len(source))
         self.face_sides = np.concatenate([self.sides, np.arange(edges, edges + 2 * pieces)]).take(source)
         self.face_lengths = np.add.reduceat(length, start_of_face)
@@ -520,9 +521,9 @@ class _Cut:
         mesh.parent = np.concatenate([self.rest, self.cut_polygons.take(self.polygon)])
         mesh._polygons = None
         self.grow_mesh(self.on_edges, self.on_chords)
-        if self.bad.any():
+        if np.count_nonzero(self.bad):
             self.cut_one_by_one((len(self.rest) + self.bad[self.polygon].nonzero()[0]).tolist())
-        if self.merged or self.clusters or self.bad.any():
+        if self.merged or self.clusters or np.count_nonzero(self.bad):
             self.settle()
 
     def grow_mesh(self, *waves: tuple[int, Integers, Integers, Floats]) -> None:
@@ -627,7 +628,7 @@ def _cycles(following: Integers) -> tuple[Integers, Integers]:
     previous = np.empty_like(following)
     previous[following] = here
     leader = ((following >= here) & (previous >= here)).nonzero()[0]
-    cycles, starts, count, steps = [], [], 0, 8
+    cycles, starts, count, steps = [], [], 0, 16 if len(leader) < 1000 else 8
     while len(leader):
         # All walk around at once. Who meets a smaller member is no leader; who is not back yet has to walk longer.
         walk = np.empty((steps, len(leader)), dtype=np.int64)
@@ -646,7 +647,7 @@ def _cycles(following: Integers) -> tuple[Integers, Integers]:
         count += len(cycles[-1])
         leads[whole] = False
         leader = leader[leads]
-        steps *= 8
+        steps *= 4
     return np.concatenate(cycles), np.concatenate(starts)
 
 
@@ -677,21 +678,21 @@ def _ranges(counts: Integers) -> tuple[Integers, Integers]:
     """For counts 2, 3: which of them, 0 0 1 1 1, and the place within it, 0 1 0 1 2."""
     ends = counts.cumsum()
     which = np.arange(len(counts)).repeat(counts)
-    return which, np.arange(len(which)) - (ends - counts).take(which)
+    return which, np.arange(len(which)) - (ends - counts).repeat(counts)
 
 
 def _interpolate(rows: Array, first: int, a: Integers, b: Integers, weight: Floats) -> None:
     """Rows from number ``first`` on, between rows a and b. Where both of these have no two signs, neither has the new one."""
-    width = max(1, rows[:1].size)
-    weight = weight.reshape(-1, *[1] * (rows.ndim - 1))
-    step = max(16, _AT_ONCE // width)
-    for begin in range(0, len(a), step):
-        part = slice(begin, min(begin + step, len(a)))
-        new = rows[first + part.start : first + part.stop]
-        rows.take(a[part], axis=0, out=new, mode="clip")
-        change = rows.take(b[part], axis=0)
+    count, width = len(a), math.prod(rows.shape[1:])
+    weight = weight.reshape(count, *[1] * (rows.ndim - 1))
+    step = max(16, _AT_ONCE // max(1, width))  # what is at work stays in the cache
+    for begin in range(0, count, step):
+        end = min(begin + step, count)
+        new = rows[first + begin : first + end]
+        rows.take(a[begin:end], axis=0, out=new, mode="clip")
+        change = rows.take(b[begin:end], axis=0)
         change -= new
-        change *= weight[part]
+        change *= weight[begin:end]
         new += change
 
 
