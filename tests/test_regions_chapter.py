@@ -345,6 +345,15 @@ def test_a_region_is_bounded_if_and_only_if_0_is_inside_of_the_hull_of_the_rows(
         assert not inside
 
 
+@pytest.mark.theorem("prop-bounded")
+def test_a_prism_without_ends_is_unbounded_although_0_is_a_positive_combination_of_its_rows():
+    H = torch.tensor([[1.0, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0]], dtype=D)
+    assert not region_of(H, torch.ones(4, dtype=D)).is_bounded()
+    ends = torch.tensor([[0.0, 0, 1], [0, 0, -1]], dtype=D)
+    assert not region_of(torch.cat([H, ends[:1]]), torch.ones(5, dtype=D)).is_bounded()
+    assert region_of(torch.cat([H, ends]), torch.ones(6, dtype=D)).is_bounded()
+
+
 @pytest.mark.theorem("prop-chebyshev")
 @settings(max_examples=10, deadline=None)
 @given(seeds, st.integers(2, 4))
