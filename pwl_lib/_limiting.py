@@ -133,7 +133,9 @@ class _AlongDirections(Trace):
         for beside in self._numbers_beside(self._beside[z]):
             if not bool(tied.any()):
                 return above
-            above, tied = above | (tied & (beside > 0)), tied & (beside == 0)
+            above = above | (tied & (beside > 0))
+            if self._asks or self._earlier:
+                tied = tied & (beside == 0)
         self._note(tied)
         return above
 
@@ -163,21 +165,26 @@ class _AlongDirections(Trace):
         keys = [candidates, *self._numbers_beside(beside)]
         count = candidates.shape[dim]
         shape = [count if d == dim % candidates.dim() else 1 for d in range(candidates.dim())]
-        index = torch.arange(count, device=candidates.device).reshape(shape).expand(candidates.shape)
+        small = torch.uint8 if count < 256 else torch.int64
+        index = torch.arange(count, dtype=small, device=candidates.device).reshape(shape).expand(candidates.shape)
         while count > 1:
             pairs = count // 2
             first, second = ([key.narrow(dim, start, pairs) for key in keys] for start in (0, count - pairs))
             wins, equal = second[0] > first[0], second[0] == first[0]
-            for one, other in zip(first[1:], second[1:], strict=True):
-                wins, equal = wins | (equal & (other > one)), equal & (other == one)
+            for number, (one, other) in enumerate(zip(first[1:], second[1:], strict=True), 2):
+                wins = wins | (equal & (other > one))
+                if self._asks or number < len(keys):
+                    equal = equal & (other == one)
             self._note(equal)
-            left = [torch.where(wins, other, one) for one, other in zip(first, second, strict=True)]
-            number = torch.where(wins, index.narrow(dim, count - pairs, pairs), index.narrow(dim, 0, pairs))
-            if count % 2:  # the one in the middle meets nobody
-                left = [torch.cat([key, all_.narrow(dim, pairs, 1)], dim) for key, all_ in zip(left, keys, strict=True)]
-                number = torch.cat([number, index.narrow(dim, pairs, 1)], dim)
-            keys, index, count = left, number, count - pairs
-        return index.squeeze(dim)
+            winner = torch.where(wins, index.narrow(dim, count - pairs, pairs), index.narrow(dim, 0, pairs))
+            if count > 2:
+                left = [torch.where(wins, other, one) for one, other in zip(first, second, strict=True)]
+                if count % 2:  # the one in the middle meets nobody
+                    left = [torch.cat([k, key.narrow(dim, pairs, 1)], dim) for k, key in zip(left, keys, strict=True)]
+                    winner = torch.cat([winner, index.narrow(dim, pairs, 1)], dim)
+                keys = left
+            index, count = winner, count - pairs
+        return index.squeeze(dim).long()
 
     def _numbers_beside(self, beside: Tensor) -> list[Tensor]:
         """The compared numbers along each direction so far, the last of which is given."""

@@ -6,12 +6,19 @@ import pytest
 import torch
 
 from pwl_lib import check
-from pwl_lib.subgradients import ConvexHull, subdifferential_l1_norm, subdifferential_relu
+from pwl_lib.subgradients import (
+    ConvexHull,
+    clarke_vertices,
+    limiting_gradient,
+    subdifferential_l1_norm,
+    subdifferential_relu,
+)
 
 checks = check.subgradients
 NAMES = [
     *("relu_interval", "one_sided_slopes", "hinge_subgradient", "residual_subgradient"),
     *("soft_threshold", "least_norm", "nested_maximum", "wrong_at_zero"),
+    *("directional_mask", "layer_gradient", "backprop_says", "line_set"),
 ]
 
 
@@ -70,6 +77,43 @@ def segment_by_search(a, b):
     return a + low * (b - a)
 
 
+def mask(both):
+    """Any mask: ``both`` where z and dz are 0."""
+    return lambda z, dz: torch.where((z == 0) & (dz == 0), both, torch.where(z == 0, dz > 0, z > 0).double())
+
+
+def layer(mask):
+    return lambda W, b, a, x, v: W.T @ (mask(W @ x + b, W @ v) * a)
+
+
+def layer_by_library(W, b, a, x, v):
+    return limiting_gradient(lambda x: torch.relu(x @ W.T + b) @ a, x[None], v)[0]
+
+
+def line(mask):
+    """A wrong answer: both ends from the same mask."""
+    return lambda w, b, a, x: ((a * w * mask(w * x + b)).sum(),) * 2
+
+
+def line_slopes(w, b, a, x):
+    return [(a * w * mask(0.0)(w * x + b, v * w)).sum().item() for v in (-1, 1)]
+
+
+def line_by_library(w, b, a, x):
+    slopes = clarke_vertices(lambda x: torch.relu(x[:, None] * w + b) @ a, torch.tensor(x, dtype=torch.float64))
+    return slopes.amin(), slopes.amax()
+
+
+def sum_of_intervals(w, b, a, x):
+    z, ends = w * x + b, torch.stack([0 * w, a * w])
+    sure = (a * w * (z > 0)).sum()
+    return [sure + ends.amin(0)[z == 0].sum(), sure + ends.amax(0)[z == 0].sum()]
+
+
+def identity(x):
+    return torch.relu(x) - torch.relu(-x)
+
+
 RIGHT = {
     "relu_interval": [
         lambda x: (float(x > 0), float(x >= 0)),
@@ -100,6 +144,18 @@ RIGHT = {
         lambda x: 2 * torch.relu(x) - torch.relu(-x),
         lambda x: x.clamp(min=0) + x.clamp(max=0),
         lambda x: torch.stack([torch.relu(v) - torch.relu(-v) for v in x]),
+    ],
+    "directional_mask": [mask(0.0), mask(1.0), mask(0.3), lambda z, dz: z.sign() * 4 + dz.sign() > 0],
+    "layer_gradient": [layer(mask(0.0)), layer(mask(1.0)), layer_by_library],
+    "backprop_says": [
+        lambda c: lambda x: c * x + (1 - c) * identity(x),
+        lambda c: lambda x: x + (c - 1) * (x - identity(x)),
+        lambda c: lambda x: c * x + (1 - c) * (x.clamp(min=0) - torch.relu(-x)) - (1 - c) * (x - identity(x)),
+    ],
+    "line_set": [
+        lambda w, b, a, x: sorted(line_slopes(w, b, a, x)),
+        lambda w, b, a, x: torch.tensor(line_slopes(w, b, a, x)).sort().values,
+        line_by_library,
     ],
 }
 
@@ -192,6 +248,43 @@ WRONG = {
         (lambda x: (x - 7.0).detach() + 0 * x, "away from 0, too"),
         (lambda x: torch.relu(x).sum(), "the function must work on every entry"),
         (lambda x: x.detach(), "RuntimeError"),
+    ],
+    "directional_mask": [
+        (lambda z, dz: (z > 0).double(), "every tie is off"),
+        (lambda z, dz: (z >= 0).double(), "every tie is on"),
+        (lambda z, dz: torch.where(z == 0, 0.5, (z > 0).double()), "one half at every tie"),
+        (lambda z, dz: torch.where(z == 0, dz < 0, z > 0).double(), "ties go to the wrong side"),
+        (lambda z, dz: (dz > 0).double(), "the derivative decides everywhere"),
+        (lambda z, dz: (z + dz > 0).double(), "the sum of both numbers"),
+        (lambda z, dz: mask(2.0)(z, dz), "not yet"),
+        (lambda z, dz: mask(0.0)(z, dz)[:, None], "not yet"),
+    ],
+    "layer_gradient": [
+        (layer(lambda z, dz: (z > 0).double()), "every tied unit is off"),
+        (layer(lambda z, dz: (z >= 0).double()), "every tied unit is on|every tied unit is off"),
+        (layer(lambda z, dz: torch.where(z == 0, 0.5, (z > 0).double())), "one half for every tied unit"),
+        (layer(lambda z, dz: mask(0.0)(z, -dz)), "ties go to the wrong side"),
+        (lambda W, b, a, x, v: W.T @ a, "the mask is missing"),
+        (lambda W, b, a, x, v: W.T @ mask(0.0)(W @ x + b, W @ v), "the factors a are missing"),
+        (lambda W, b, a, x, v: W @ a, "RuntimeError"),
+    ],
+    "backprop_says": [
+        (lambda c: lambda x: 1.0 * x, "backprop is right about this program"),
+        (lambda c: identity, "backprop returns 0 at 0, whatever c is"),
+        (lambda c: lambda x: (1 - c) * x + c * identity(x), "1 - c and c are exchanged"),
+        (lambda c: lambda x: c * x, "that is c times x"),
+        (lambda c: lambda x: 2 * c * x + (1 - 2 * c) * identity(x), "twice c"),
+        (lambda c: c, "TypeError"),
+    ],
+    "line_set": [
+        (sum_of_intervals, "the sum of the intervals"),
+        (line(lambda z: z > 0), "every tied unit is off, at both ends"),
+        (line(lambda z: z >= 0), "every tied unit is on, at both ends"),
+        (lambda w, b, a, x: sorted(line_slopes(w, b, a, x))[::-1], "the upper end comes first"),
+        (
+            lambda w, b, a, x: sorted([line(lambda z: z > 0)(w, b, a, x)[0], line(lambda z: z >= 0)(w, b, a, x)[0]]),
+            "no pieces",
+        ),
     ],
 }  # fmt: skip
 

@@ -113,7 +113,11 @@ def among(g: Tensor, gradients: Tensor) -> bool:
 @functools.cache
 def planted(index: int) -> tuple[Planted, Tensor]:
     """The nets of the tests: every kind alone, every pair of kinds, and three layers."""
-    names = [*((k,) for k in KINDS), *itertools.product(KINDS, repeat=2), *itertools.permutations(["relu", "abs", "pool"])]
+    names = [
+        *((k,) for k in KINDS),
+        *itertools.product(KINDS, repeat=2),
+        *itertools.permutations(["relu", "abs", "pool"]),
+    ]
     x = whole(3 if index % 4 == 3 else 2, rng=draw(index))
     return Planted(names[index % len(names)], x, index), x
 
@@ -250,7 +254,9 @@ def test_maxout_and_pooling_of_images_at_ties():
     weight, bias = whole(6, 2, rng=draw(3)), torch.zeros(6, dtype=D)
     maxout = lambda x: functional.maxout(x, weight, bias, 3).sum(1)
     hull = clarke_vertices(maxout, torch.zeros(2, dtype=D))
-    assert {tuple(g) for g in hull.tolist()} == {tuple(g) for g in around(maxout, torch.zeros(2, dtype=D), 1.0).tolist()}
+    assert {tuple(g) for g in hull.tolist()} == {
+        tuple(g) for g in around(maxout, torch.zeros(2, dtype=D), 1.0).tolist()
+    }
 
 
 def test_away_from_kinks_it_is_the_gradient_of_autograd():
@@ -290,7 +296,9 @@ def test_an_output_is_named_by_an_index_of_the_shape_that_a_sample_gives():
     assert limiting_gradient(images, x, output=(1, 1, -1)).tolist() == [[0.0, 1.0, 0.0]]
     assert limiting_gradient(images, x, output=(0, 1, 0)).tolist() == [[0.0, 0.0, 0.0]]
     for side in (0.0, 1.0):  # the first number is tied with 1
-        assert limiting_gradient(images, x, torch.tensor([2 * side - 1, 0, 0], dtype=D), (0, 0, 1)).tolist() == [[side, 0, 0]]
+        assert limiting_gradient(images, x, torch.tensor([2 * side - 1, 0, 0], dtype=D), (0, 0, 1)).tolist() == [
+            [side, 0, 0]
+        ]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -374,14 +382,19 @@ def test_the_sets_of_functions_that_are_known():
     assert sorted(clarke_vertices(lambda x: x.amax(1), zero).tolist()) == torch.eye(3).flip(0).tolist()
     assert clarke_vertices(lambda x: x.sum(1), zero).tolist() == [[1.0, 1.0, 1.0]]
     assert clarke_vertices(lambda x: 0 * x.sum(1) + 1, zero).tolist() == [[0.0, 0.0, 0.0]]
-    assert sorted(clarke_vertices(lambda x: torch.relu(x) - 3 * torch.relu(-x), torch.tensor(0.0)).tolist()) == [1.0, 3.0]
+    assert sorted(clarke_vertices(lambda x: torch.relu(x) - 3 * torch.relu(-x), torch.tensor(0.0)).tolist()) == [
+        1.0,
+        3.0,
+    ]
     assert len(clarke_vertices(lambda x: x.abs().sum(1), torch.zeros(8, dtype=D))) == 256
 
 
 def test_too_many_pieces_are_refused(monkeypatch):
     monkeypatch.setattr(_limiting, "_MOST_CELLS", 16)
     assert len(clarke_vertices(lambda x: x.abs().sum(1), torch.zeros(4))) == 16
-    with pytest.raises(ValueError, match="model has more than 16 affine pieces that touch x, which is too many to list"):
+    with pytest.raises(
+        ValueError, match="model has more than 16 affine pieces that touch x, which is too many to list"
+    ):
         clarke_vertices(lambda x: x.abs().sum(1), torch.zeros(5))
 
 
@@ -392,7 +405,12 @@ def test_membership_is_that_of_the_convex_hull():
     assert not is_subgradient(net, zero, torch.tensor([0.5, 0.5], dtype=D))
     assert not is_subgradient(net, zero, torch.tensor([2.1, 0.9], dtype=D))
     assert is_subgradient(net, zero, torch.tensor([2.1, 0.9], dtype=D), tol=0.2)
-    assert is_subgradient(lambda x: net(x)[:, None] * torch.tensor([1.0, 2.0], dtype=D), zero, 2 * limiting_gradient(net, zero[None])[0], output=1)
+    assert is_subgradient(
+        lambda x: net(x)[:, None] * torch.tensor([1.0, 2.0], dtype=D),
+        zero,
+        2 * limiting_gradient(net, zero[None])[0],
+        output=1,
+    )
     assert is_subgradient(torch.abs, torch.tensor(0.0), 0.3)
 
 
@@ -541,7 +559,7 @@ TWO = lambda x: torch.relu(x[:, :2])
         (lambda: limiting_gradient(TWO, X, output=(0, 0)), ValueError, r"of shape \(2,\), got \(0, 0\)"),
         (lambda: limiting_gradient(TWO, X, output=True), TypeError, "output must be an int or a tuple of ints, got True"),
         (lambda: limiting_gradient(TWO, X, output="a"), TypeError, "output must be an int or a tuple of ints, got 'a'"),
-        (lambda: limiting_gradient(TWO, X, X[:, :2], 0), ValueError, r"direction must have the shape of x, \(2, 3\), or of one input, \(3,\), got \(2, 2\)"),
+        (lambda: limiting_gradient(TWO, X, X[:, :2], 0), ValueError, r"direction must .* of x, \(2, 3\), or of one input, \(3,\), got \(2, 2\)"),
         (lambda: limiting_gradient(TWO, X, X.long(), 0), TypeError, "direction must be floating point, got torch.int64"),
         (lambda: limiting_gradient(TWO, X, X / 0, 0), ValueError, "direction must be finite, got NaN or an infinity"),
         (lambda: limiting_gradient(torch.tanh, X, output=0), ValueError, r"not piecewise linear: the model .* applies tanh"),
@@ -574,6 +592,12 @@ def test_samples_that_mix_and_functions_that_hide_are_found_out():
             return 3 * upstream * ctx.saved_tensors[0] ** 2
 
     x = torch.tensor([[1.0, 2.0], [0.5, -1.0]])
-    for net in (lambda x: x[:, 0] + x.flip(0)[:, 1], lambda x: Hidden.apply(x).sum(1), lambda x: x.sum(1) + Hidden.apply(x)[:, 0]):
-        with pytest.raises(ValueError, match=r"must be a fixed function of its own sample|not piecewise linear: .* applies pow"):
+    for net in (
+        lambda x: x[:, 0] + x.flip(0)[:, 1],
+        lambda x: Hidden.apply(x).sum(1),
+        lambda x: x.sum(1) + Hidden.apply(x)[:, 0],
+    ):
+        with pytest.raises(
+            ValueError, match=r"must be a fixed function of its own sample|not piecewise linear: .* applies pow"
+        ):
             limiting_gradient(net, x)

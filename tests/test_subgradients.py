@@ -1036,5 +1036,6 @@ def test_an_error_names_the_argument_what_it_had_and_what_was_wanted(call, error
 
 def test_every_public_name_is_exercised_here():
     text = Path(__file__).read_text(encoding="utf-8")
+    text += Path(__file__).with_name("test_limiting.py").read_text(encoding="utf-8")
     abstract = {"Subdifferential", "KinkChoice"}
     assert all(name in text for name in set(subgradients.__all__) - abstract)

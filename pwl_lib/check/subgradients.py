@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pwl_lib.check._exercise import Case, exercise, random_tensor
+from pwl_lib.check._exercise import Case, exercise, harmful, random_tensor
 from pwl_lib.subgradients import Box, ConvexHull, Subdifferential
 
 
@@ -247,6 +248,137 @@ def wrong_at_zero() -> Iterator[Case]:
             return _slopes_and_gradient(value, x, size)
 
         yield Case((x,), wanted, _caught, mistakes, "at 0 and near it", measure=measure)
+
+
+@exercise(
+    hint="Where the pre-activation is not 0, its sign decides, as ever. Where it is 0, what is it a little further along the direction?",
+    more="Just behind x the unit has the value z + t dz with a small t above 0: at z = 0 the sign of dz decides.",
+)
+def directional_mask() -> Iterator[Case]:
+    """``directional_mask(z, dz)``: which ReLU units are on just behind x in a direction."""
+    numbers = torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64)
+    for repeat in range(3):
+        z, dz = torch.cartesian_prod(numbers, numbers).T[:, torch.randperm(9, generator=_generator())]
+        if repeat == 2:  # no tie of both
+            z, dz = z[(z != 0) | (dz != 0)], dz[(z != 0) | (dz != 0)]
+        z, dz = z * random_tensor(len(z)).abs(), dz * random_tensor(len(z)).abs()
+        sure = (z != 0) | (dz != 0)
+        right = torch.where(z == 0, dz > 0, z > 0).double()
+
+        def accept(value: Any, sure: Tensor = sure, right: Tensor = right) -> bool:
+            value = torch.as_tensor(value, dtype=torch.float64)
+            between = bool(((value >= 0) & (value <= 1)).all())
+            return value.shape == right.shape and between and torch.equal(value[sure], right[sure])
+
+        mistakes = {
+            "every tie is off, as autograd has it: at z = 0 the derivative decides": (z > 0).double(),
+            "every tie is on: at z = 0 the derivative decides": (z >= 0).double(),
+            "one half at every tie: a mean belongs to no piece": torch.where(z == 0, 0.5, (z > 0).double()),
+            "ties go to the wrong side: a positive derivative turns the unit on": torch.where(
+                z == 0, dz < 0, z > 0
+            ).double(),
+            "the derivative decides everywhere, but it is for ties alone": (dz > 0).double(),
+            "the sum of both numbers: the derivative is taken for a step that is not small": (z + dz > 0).double(),
+        }
+        mistakes = {text: value for text, value in mistakes.items() if not accept(value)}
+        text = f"{_numbers(right)}" + (
+            ", and anything of [0, 1] where z and dz are both 0" if not bool(sure.all()) else ""
+        )
+        yield Case((z, dz), text, accept, mistakes, "with ties" if repeat < 2 else "with ties that dz breaks")
+
+
+@exercise(
+    hint="Which units are on just behind x? Then the layer is linear, and its gradient is a product of a matrix and a vector.",
+    more="Break ties of the pre-activation by its derivative along v. What is left is the sum of the rows of W that are on, times their a.",
+)
+def layer_gradient() -> Iterator[Case]:
+    """``layer_gradient(W, b, a, x, v)``: the limiting gradient of one hidden layer along v."""
+    for m, n, tied in ((5, 3, 0), (4, 4, 2), (6, 2, 4), (5, 3, 5), (1, 1, 1)):
+        # Halves, whose products and sums are exact, so that the ties are.
+        W, x = (random_tensor(m, n) * 4).round() / 2 + 0.5, (random_tensor(n) * 4).round() / 2
+        a, v, gap = random_tensor(m), random_tensor(n), random_tensor(m).sign()
+        gap[:tied] = 0
+        if tied > 1:
+            W[1] = -W[0]  # two units whose slopes cancel or add up, but never halve
+        b = gap - W @ x
+        dz = W @ v
+        on = torch.where(gap == 0, dz > 0, gap > 0).double()
+        right = W.T @ (on * a)
+        wrong = {
+            "every tied unit is off, as autograd has it": W.T @ ((gap > 0) * a),
+            "every tied unit is on": W.T @ ((gap >= 0) * a),
+            "one half for every tied unit: a mean belongs to no piece": W.T
+            @ (torch.where(gap == 0, 0.5, (gap > 0).double()) * a),
+            "ties go to the wrong side: that is the limit along -v": W.T @ (torch.where(gap == 0, dz < 0, gap > 0) * a),
+            "the mask is missing": W.T @ a,
+            "the factors a are missing": W.T @ on,
+        }
+        yield Case((W, b, a, x, v), right, None, _unlike(wrong, right), "with ties" if tied else "without ties")
+
+
+@exercise(
+    hint="You know a program for x to which backprop gives 0 at 0, and one to which it gives 1. What of a mixture of both?",
+    more="c times the one that is right, and 1 - c times the one that is wrong, is still the function x.",
+)
+def backprop_says() -> Iterator[Case]:
+    """``backprop_says(c)``: a program for the function x for which backprop returns c at 0."""
+    x = torch.tensor([-2.0, -0.5, 0.0, 0.25, 3.0], dtype=torch.float64)
+    for c in (0.0, 1.0, *(5 * random_tensor(3)).tolist(), -100.0):
+
+        def measure(program: Any) -> tuple[Tensor, Tensor]:
+            leaf = x.clone().requires_grad_()
+            value = program(leaf)
+            return value.detach(), _gradient(value.sum(), leaf)
+
+        def gradients(at_zero: float) -> tuple[Tensor, Tensor]:
+            return x, torch.where(x == 0, at_zero, 1.0)
+
+        mistakes = {
+            "backprop is right about this program: it returns 1 at 0": gradients(1.0),
+            "backprop returns 0 at 0, whatever c is": gradients(0.0),
+            "1 - c and c are exchanged": gradients(1 - c),
+            "that is c times x, a different function": (c * x, torch.full_like(x, c)),
+            "twice c: the two halves of the program both pay": gradients(2 * c),
+        }
+        wanted = gradients(c)
+        yield Case((c,), wanted, None, harmful(mistakes, wanted), "at a random c", measure=measure)
+
+
+@exercise(
+    hint="There are two pieces at most, one on each side. Which units are on just right of x, and which just left of it?",
+    more="The slope on a side is the sum of a w over the units that are on there; a tied unit is on to the right if its w is positive.",
+)
+def line_set() -> Iterator[Case]:
+    """``line_set(w, b, a, x)``: the ends of Clarke's subdifferential of a hidden layer on the line."""
+    for m, tied in ((3, 0), (4, 1), (4, 2), (6, 4), (5, 5), (2, 2)):
+        w, x = (random_tensor(m) * 4).round() / 2, (random_tensor(1) * 4).round()[0].item() / 2
+        w = torch.where(w == 0, 1.0, w)
+        a, gap = random_tensor(m), random_tensor(m).sign()
+        gap[:tied] = 0
+        if tied > 1:
+            w[1], a[1] = -w[0], -a[0]  # the kinks of these two cancel
+        b = gap - w * x
+        right, left = ((a * w * torch.where(gap == 0, v * w > 0, gap > 0)).sum() for v in (1, -1))
+        loose = torch.stack([(a * w)[:tied].clamp(max=0).sum(), (a * w)[:tied].clamp(min=0).sum()])
+        rest = (a * w * (gap > 0)).sum()
+        wanted = (min(left, right), max(left, right))
+        mistakes: dict[str, Any] = {
+            "the sum of the intervals of the units: it holds what backprop may return, and is too large": tuple(
+                rest + loose
+            ),
+            "every tied unit is off, at both ends": (rest, rest),
+            "every tied unit is on, at both ends": ((a * w * (gap >= 0)).sum(),) * 2,
+            "the upper end comes first": wanted[::-1],
+            "the ends of the pieces where tied units are all off or all on, which are no pieces": tuple(
+                sorted((rest, (a * w * (gap >= 0)).sum()))
+            ),
+        }
+        where = "with ties" if tied else "without ties"
+        yield Case((w, b, a, x), wanted, None, harmful(mistakes, wanted), where, measure=tuple)
+
+
+def _generator() -> torch.Generator:
+    return torch.Generator().manual_seed(random.SystemRandom().getrandbits(63))
 
 
 def _slopes_and_gradient(value: Tensor, x: Tensor, size: float) -> tuple[float, float, float]:
