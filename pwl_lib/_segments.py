@@ -339,7 +339,7 @@ def integrate_along(
             ``2 * order - 1`` in x the integral is exact.
 
     Returns:
-        Float64: the shape of ``start`` for ``"gradient"``, and ``shape`` for a function.
+        In float64: the shape of ``start`` for ``"gradient"``, and ``shape`` for a function.
 
     At ties:
         a switch that is a tie all along the line takes its branch of :func:`~pwl_lib.piecewise_linear.activation_pattern`. The sum
