@@ -127,12 +127,12 @@ class Board:
         left, top, right, bottom = self.view
         return left + x / self.plane["width"] * (right - left), top + y / self.plane["height"] * (bottom - top)
 
-    def place(self, name: str | None) -> tuple[Fraction, Fraction]:
-        """Where a handle is, in twentieths; a pixel beside them would be a mistake."""
+    def place(self, name: str | None, parts: int = 20) -> tuple[Fraction, Fraction]:
+        """Where a handle is, in twentieths or other parts; a pixel beside them would be a mistake."""
         box = self.handles[name]["box"]
         there = self.user(box["x"] + box["width"] / 2 - self.plane["x"], box["y"] + box["height"] / 2 - self.plane["y"])
-        exact = [Fraction(round(number * 20), 20) for number in there]
-        assert [float(number) for number in exact] == pytest.approx(there, abs=0.015)
+        exact = [Fraction(round(number * parts), parts) for number in there]
+        assert [float(number) for number in exact] == pytest.approx(there, abs=0.3 / parts)
         return exact[0], exact[1]
 
     def says(self, name: str, which: str = "now") -> Fraction:
@@ -433,7 +433,7 @@ def check_region(page: Page, tiling: Regions, tiny: nn.Sequential) -> tuple[str,
     board = Board("regions", page)
     said = {name: number.replace("−", "-") for name, number in board.numbers.items()}
     x = torch.tensor([[float(said["x1"]), float(said["x2"])]]).double()
-    assert board.place(None) == (pytest.approx(x[0, 0].item(), abs=0.01), pytest.approx(x[0, 1].item(), abs=0.01))
+    assert board.place(None, parts=50) == (Fraction(said["x1"]), Fraction(said["x2"]))
     piece = affine_piece(tiny, x)
     wanted = {
         "a1": piece.A[0, 0, 0],
