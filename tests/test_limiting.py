@@ -167,7 +167,7 @@ def test_its_product_with_a_direction_is_the_derivative_in_that_direction():
 
 @pytest.mark.theorem("prop-generic-direction")
 def test_a_direction_in_a_fold_is_no_danger_for_a_second_one_breaks_what_it_leaves():
-    for index in NETS[::2]:
+    for index in NETS[::4]:
         net, x = planted(index)
         with torch.no_grad():
             row = net.layers[0][0]  # the first unit is tied at x, and stays so along its own kink
@@ -370,7 +370,7 @@ def test_all_limiting_gradients_of_60_nets_are_those_of_the_pieces_around():
 
 
 def test_in_space_no_piece_around_is_missing():
-    for index in NETS[3::24]:
+    for index in NETS[3::40]:
         vertices = all_gradients(index)
         assert all(among(g, vertices) for g in pieces_around(index)), index
 
@@ -417,7 +417,7 @@ def test_membership_is_that_of_the_convex_hull():
 @pytest.mark.theorem("prop-clarke-descent")
 def test_the_net_falls_along_minus_the_least_norm_element():
     falls = 0
-    for index in NETS[::12]:
+    for index in NETS[::20]:
         net, x = planted(index)
         g, d = least_norm_subgradient(net, x), descent_direction(net, x)
         assert ConvexHull(all_gradients(index)).contains(g)
@@ -428,7 +428,7 @@ def test_the_net_falls_along_minus_the_least_norm_element():
         assert torch.allclose(d, -g / g.norm())
         step = net.reach()
         assert net((x + step * d)[None]) - net(x[None]) <= -step * g.norm() + 1e-9
-    assert falls > 5
+    assert falls > 3
 
 
 @pytest.mark.theorem("prop-clarke-descent")
@@ -559,7 +559,7 @@ TWO = lambda x: torch.relu(x[:, :2])
         (lambda: limiting_gradient(TWO, X, output=(0, 0)), ValueError, r"of shape \(2,\), got \(0, 0\)"),
         (lambda: limiting_gradient(TWO, X, output=True), TypeError, "output must be an int or a tuple of ints, got True"),
         (lambda: limiting_gradient(TWO, X, output="a"), TypeError, "output must be an int or a tuple of ints, got 'a'"),
-        (lambda: limiting_gradient(TWO, X, X[:, :2], 0), ValueError, r"direction must .* of x, \(2, 3\), or of one input, \(3,\), got \(2, 2\)"),
+        (lambda: limiting_gradient(TWO, X, X[:, :2], 0), ValueError, r"direction must .* \(2, 3\), or of one input, \(3,\), got \(2, 2\)"),
         (lambda: limiting_gradient(TWO, X, X.long(), 0), TypeError, "direction must be floating point, got torch.int64"),
         (lambda: limiting_gradient(TWO, X, X / 0, 0), ValueError, "direction must be finite, got NaN or an infinity"),
         (lambda: limiting_gradient(torch.tanh, X, output=0), ValueError, r"not piecewise linear: the model .* applies tanh"),
