@@ -48,13 +48,13 @@ def plane(*shape, seed=0):
 
 def linear_net(rows, shifts, last=None, final=nn.ReLU):
     """One layer with these weights, a switch, and a sum or given weights behind it."""
-    layer = nn.Linear(2, len(rows))
-    out = nn.Linear(len(rows), 1, bias=False)
+    layer = nn.Linear(2, len(rows), dtype=D)
+    out = nn.Linear(len(rows), 1, bias=False, dtype=D)
     with torch.no_grad():
-        layer.weight.copy_(torch.tensor(rows))
-        layer.bias.copy_(torch.tensor(shifts))
-        out.weight.copy_(torch.tensor([last or [1.0] * len(rows)]))
-    return nn.Sequential(layer, final(), out).double()
+        layer.weight.copy_(torch.tensor(rows, dtype=D))
+        layer.bias.copy_(torch.tensor(shifts, dtype=D))
+        out.weight.copy_(torch.tensor([last or [1.0] * len(rows)], dtype=D))
+    return nn.Sequential(layer, final(), out)
 
 
 def holds(model, regions: Regions, points=300, tol=1e-9):
