@@ -37,20 +37,24 @@ class _Beside(TorchFunctionMode):
     def __getitem__(self, tensor: Tensor) -> Tensor:
         """What stands in the place of ``tensor`` beside; a tensor that does not depend on the input stands there itself."""
         pair = self._pairs.get(id(tensor))
-        return tensor.detach() if pair is None else pair[1]
+        if pair is not None:
+            return pair[1]
+        return self._view_beside(tensor) if self._is_view_of_pair(tensor) else tensor.detach()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self.paused or not any(id(tensor) in self._pairs for tensor in _tensors((args, kwargs))):
+        if self.paused or not any(self._stands_in(tensor) for tensor in _tensors((args, kwargs))):
             return func(*args, **kwargs)
         name = func.__name__
-        if name in ("requires_grad_", "retain_grad"):
+        if name in ("requires_grad_", "retain_grad") or (name == "__get__" and func.__self__.__name__ == "_base"):
             return func(*args, **kwargs)
         with torch.no_grad():
             others = [self._other(argument) for argument in args]
             if (name.endswith("_") or name == "__setitem__") and others[0] is args[0]:
-                others[0] = args[0].clone()  # a constant, which becomes two different tensors
-                self._pair(args[0], others[0])
+                # A constant, which becomes two different tensors; of a view, the whole that it is a part of.
+                whole = args[0] if args[0]._base is None else args[0]._base
+                self._pair(whole, whole.clone())
+                others[0] = self[args[0]]
             beside = func(*others, **{key: self._other(value) for key, value in kwargs.items()})
         result = func(*args, **kwargs)
         for tensor, other in zip(_tensors(result), _tensors(beside), strict=True):
@@ -61,9 +65,22 @@ class _Beside(TorchFunctionMode):
     def _pair(self, tensor: Tensor, other: Tensor) -> None:
         self._pairs[id(tensor)] = (tensor, other)
 
+    def _is_view_of_pair(self, tensor: Tensor) -> bool:
+        return tensor._base is not None and id(tensor._base) in self._pairs
+
+    def _stands_in(self, tensor: Tensor) -> bool:
+        return id(tensor) in self._pairs or self._is_view_of_pair(tensor)
+
+    def _view_beside(self, tensor: Tensor) -> Tensor:
+        """A view that was taken before its base was first written into."""
+        base, other = self._pairs[id(tensor._base)]
+        offset = tensor.storage_offset() - base.storage_offset() + other.storage_offset()
+        self._pair(tensor, other.as_strided(tensor.size(), tensor.stride(), offset))
+        return self._pairs[id(tensor)][1]
+
     def _other(self, value: Any) -> Any:
         if isinstance(value, Tensor):
-            return self[value] if id(value) in self._pairs else value
+            return self[value] if self._stands_in(value) else value
         return type(value)(map(self._other, value)) if type(value) in (tuple, list) else value
 
 
@@ -88,11 +105,13 @@ class _AlongDirections(Trace):
         self.undecided = False
         with torch.no_grad():
             # As far away as x is large: nearer, rounding takes digits from the differences; farther, from the numbers.
-            size, length = (_flat(part).abs().amax(1, keepdim=True) for part in (x, direction))
-            # No two samples equally far, so that a model that mixes them is found out.
-            uneven = 0.75 + 0.25 * torch.arange(x.shape[0], device=x.device).cos()[:, None]
-            scale = (size.clamp(min=1) * uneven / torch.where(length > 0, length, 1)).to(x.dtype)
-            self.second = x + direction * scale.reshape(-1, *[1] * (x.dim() - 1))
+            size = _size(x)
+            size = torch.minimum(size.clamp(min=1), (torch.finfo(x.dtype).max - size) / 2)
+            # Neighbours not equally far, so that a model that mixes samples is found out. All factors have few digits: then
+            # x + direction is exact where both have few, and a direction that lies in a fold does not leave it by rounding.
+            uneven = 1 - torch.arange(x.shape[0], device=x.device).remainder(16).to(x.dtype) / 32
+            scale = uneven.reshape(size.shape) * _power_of_two(size)
+            self.second = x + direction / _power_of_two(_size(direction)) * scale
         self._beside = _Beside(x, self.second.clone())
         with self._beside:
             y = self.run(x)
@@ -104,8 +123,11 @@ class _AlongDirections(Trace):
     def two_slopes(self, z: Tensor, below: Tensor | float) -> Tensor:
         if self._with_margins:
             return super().two_slopes(z, below)
+        # A product is several times as fast as a choice.
         on = self._quietly(self._is_above, z)
-        return torch.where(on, z, 0.0 if isinstance(below, float) and below == 0 else below * z)
+        return z * (
+            on.to(z.dtype) if isinstance(below, float) and below == 0 else torch.where(on, 1, below).to(z.dtype)
+        )
 
     def largest(self, candidates: Tensor, exists: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if self._with_margins:
@@ -189,7 +211,8 @@ class _AlongDirections(Trace):
     def _numbers_beside(self, beside: Tensor) -> list[Tensor]:
         """The compared numbers along each direction so far, the last of which is given."""
         number = len(self._current)
-        self._current.append(beside)
+        # What a later run asks for is kept apart from an operation that works in place.
+        self._current.append(beside.clone() if self._asks else beside)
         return [*(run[number] for run in self._earlier), beside]
 
     def _quietly(self, choose: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
@@ -399,8 +422,22 @@ def _direction(x: Tensor, direction: Tensor | None) -> tuple[Tensor, bool]:
         )
     if not bool(torch.isfinite(direction).all()):
         raise ValueError("direction must be finite, got NaN or an infinity")
-    direction = direction.detach().to(x)
-    return direction if direction.shape == x.shape else direction[None], True
+    batch = direction.detach() if direction.shape == x.shape else direction.detach()[None]
+    # Of length 1 or so before it is rounded to the dtype of x, in which it may not be 0 nor infinite.
+    return (batch / _power_of_two(_size(batch))).to(x), True
+
+
+def _size(x: Tensor) -> Tensor:
+    """The largest number of each sample, of a shape that fits ``x``."""
+    parts = _flat(x).abs()
+    size = parts.amax(1) if parts.shape[1] else parts.sum(1)
+    return size.reshape(-1, *[1] * (x.dim() - 1))
+
+
+def _power_of_two(size: Tensor) -> Tensor:
+    """The largest power of 2 that is not above ``size``; 1 for 0."""
+    size = torch.where(size > 0, size, 1)
+    return size / (2 * torch.frexp(size).mantissa)
 
 
 def _generic(x: Tensor, seed: int = 0) -> Tensor:

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pwl_lib._least_norm import nearest_to_origin as _nearest_to_origin
+from pwl_lib._least_norm import nearest_to_origin
 from pwl_lib._limiting import clarke_vertices, limiting_gradient
 from pwl_lib._trace import Model
 from pwl_lib._validation import check_floating
@@ -203,13 +203,13 @@ class ConvexHull(Subdifferential):
         return points[kept]
 
     def min_norm(self) -> Tensor:
-        return _nearest_to_origin(self.points)
+        return nearest_to_origin(self.points)
 
     def contains(self, g: Tensor | float, tol: float | None = None) -> bool:
         points = self.points.double()
         tol, g = _slack(g, tol), _like("g", g, points[0])
         # The distance to a hull is the least norm of the hull moved by -g.
-        return bool(torch.linalg.vector_norm(_nearest_to_origin(points - g)) <= tol)
+        return bool(torch.linalg.vector_norm(nearest_to_origin(points - g)) <= tol)
 
     def directional_derivative(self, v: Tensor | float) -> Tensor:
         return (self.points @ _like("v", v, self.points[0])).amax()
