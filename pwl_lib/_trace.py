@@ -121,6 +121,9 @@ def watching_modules(enter: Callable[[nn.Module], None], leave: Callable[[], Non
 class Trace(TorchFunctionMode):
     """Runs a model with its switches frozen: at their own choices the first time, at the recorded ones in a replay."""
 
+    with_margins = True
+    """Whether the switches tell by how much their choices hold; else their margins mean nothing."""
+
     def __init__(self, model: Model) -> None:
         super().__init__()
         model = getattr(model, "_orig_mod", model)  # what torch.compile was given
@@ -210,7 +213,7 @@ class Trace(TorchFunctionMode):
 
         def apply(choice: Tensor) -> tuple[Tensor, Tensor]:
             on = choice == 1
-            return torch.where(on, z, below * z), torch.where(on, z, -z)
+            return torch.where(on, z, below * z), torch.where(on, z, -z) if self.with_margins else z
 
         return self.freeze(lambda: self.choose_slope(z), apply)
 
@@ -221,6 +224,8 @@ class Trace(TorchFunctionMode):
 
         def apply(choice: Tensor) -> tuple[Tensor, Tensor]:
             output = torch.where(choice == 1, z, torch.where(choice == 0, low, high))
+            if not self.with_margins:
+                return output, output
             # An infinite bound makes no comparison: its margin is the constant 1.
             above_low = torch.where(low.isinf(), 1, torch.where(choice == 0, low - z, z - low))
             below_high = torch.where(high.isinf(), 1, torch.where(choice == 2, z - high, high - z))
@@ -236,6 +241,8 @@ class Trace(TorchFunctionMode):
         def apply(choice: Tensor) -> tuple[Tensor, Tensor]:
             winner = choice[..., None]
             output = candidates.gather(-1, winner)
+            if not self.with_margins:
+                return output.squeeze(-1), output
             others = (winner + torch.arange(1, count, device=candidates.device)) % count
             compared = here.expand(candidates.shape).gather(-1, others)
             return output.squeeze(-1), torch.where(compared, output - candidates.gather(-1, others), 1)

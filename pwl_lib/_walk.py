@@ -73,8 +73,8 @@ class DoubleTrace(Trace):
         return self._names.get(module, ""), type(module).__name__
 
     def at(self, switches: list[Switch], x: Tensor) -> Tensor:
-        """The model at ``x: (B, *shape)`` with the choices of ``switches``."""
-        self._recorded = switches
+        """The model at ``x: (B, *shape)`` with the choices of ``switches``, which may be of any integer type."""
+        self._recorded, self.with_margins = switches, False
         return self.run(x)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -51,7 +51,7 @@ Box = tuple[tuple[float, float], tuple[float, float]]
 Integers = NDArray[np.int64]
 
 _SAME_MAP = 1e-10
-_NUMBERS_AT_ONCE = 2**24  # of one chunk of polygons that go through the model: bounds the memory
+_NUMBERS_AT_ONCE = 2**20  # of one chunk of polygons that go through the model: what a cache holds
 _NUMBERS_OF_A_CUT = 2**27  # a box whose cuts give more is taken in parts, for the same reason
 _DEEPEST = 4  # so many times a part is taken in parts
 
@@ -427,15 +427,15 @@ class Regions:
     @cached_property
     def pattern(self) -> Tensor:
         """``(R, K) int64``: the choice of every switch on each polygon, as :func:`~pwl_lib.piecewise_linear.activation_pattern` has it."""
-        words = [_flat(switch.choice) for switch in self._choices_of(np.arange(len(self)))]
+        words = [_flat(switch.choice).long() for switch in self._choices_of(np.arange(len(self)))]
         return torch.cat([torch.zeros(len(self), 0, dtype=torch.int64), *words], dim=1)
 
     def _choices_of(self, polygons: Integers) -> list[Switch]:
         switches = []
         for choice, rows in zip(self._choices, _packed(self._choices, self._parents, polygons), strict=True):
-            if choice.width is not None:
-                rows = np.unpackbits(rows, axis=1, count=choice.width)
-            word = torch.from_numpy(rows.astype(np.int64)).reshape(len(rows), *choice.shape)
+            # On or off, a byte each; others are indices.
+            rows = rows.astype(np.int64) if choice.width is None else np.unpackbits(rows, axis=1, count=choice.width)
+            word = torch.from_numpy(rows).reshape(len(rows), *choice.shape)
             switches.append(Switch(choice.path, word, word))
         return switches
 
