@@ -39,7 +39,6 @@ from tqdm import tqdm
 
 from pwl_lib.piecewise_linear import activation_pattern
 from pwl_lib.regions import Regions, segments, slice_regions
-from pwl_lib.subgradients import limiting_gradient
 
 NETS = (
     "2-16-16-1",
@@ -249,31 +248,6 @@ def measure_lines(theirs: Regioncam | None, arguments: argparse.Namespace) -> li
     return rows
 
 
-def measure_gradients(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """The limiting gradient of a batch, over torch's gradient of the same."""
-    torch.manual_seed(0)
-    image_net = nn.Sequential(
-        *(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 32, 3, padding=1), nn.ReLU()),
-        *(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(32 * 49, 10)),
-    )
-    nets = {"784-512-512-10": (network("784-512-512-10"), (784,)), "convolutions and pooling": (image_net, (1, 28, 28))}
-    rows = []
-    for name, (model, shape) in nets.items():
-        model.requires_grad_(False)
-        for batch in (1, 64, 256):
-            x = torch.randn(batch, *shape)
-
-            def gradient(m: nn.Module = model, x: Tensor = x) -> Tensor:
-                leaf = x.detach().requires_grad_()
-                return torch.autograd.grad(m(leaf)[:, 3].sum(), leaf)[0]
-
-            calls = {"gradient": gradient, "limiting": lambda m=model, x=x: limiting_gradient(m, x, output=3)}
-            seconds = in_turn(calls, arguments.alternations, arguments.seconds)
-            ratio = rounded(seconds["limiting"] / seconds["gradient"])
-            rows.append({"net": name, "batch": batch, "ms": milliseconds(seconds), "over_gradient": ratio})
-    return rows
-
-
 # Each in a process of its own: time once, and the peak of memory
 
 
@@ -352,14 +326,12 @@ def main() -> None:
         print(json.dumps(alone(who, name, float(side))))
         return
     theirs, version = peer()
-    with tqdm(total=len(NETS) + len(SIDES) + 3, desc="regions on cpu") as bar:
+    with tqdm(total=len(NETS) + len(SIDES) + 2, desc="regions on cpu") as bar:
         nets = []
         for name in NETS:
             nets.append(measure_net(name, theirs, arguments))
             bar.update()
         lines = measure_lines(theirs, arguments)
-        bar.update()
-        gradients = measure_gradients(arguments)
         bar.update()
         measure_memory(nets, theirs)
         bar.update()
@@ -371,7 +343,6 @@ def main() -> None:
         "alternations": arguments.alternations,
         "nets": nets,
         "lines": lines,
-        "gradients": gradients,
         "scaling": scaling,
     }
     RESULTS.mkdir(exist_ok=True)
