@@ -23,13 +23,14 @@ def crossed_by_pairs(values):
     return (values[:, None] * values[None] < 0).any(0).any(0).tolist()
 
 
-def part(polygon, values, strict=False, middle=False):
+def part(polygon, values, strict=False, middle=False, exchanged=False):
     corners = []
     for p, q, g, h in zip(polygon, polygon.roll(-1, 0), values.tolist(), values.roll(-1).tolist()):
         if g > 0 or (g == 0 and not strict):
             corners.append(p)
         if g * h < 0:
-            corners.append((p + q) / 2 if middle else (g * q - h * p) / (g - h))
+            there = (h * q - g * p) / (h - g) if exchanged else (g * q - h * p) / (g - h)
+            corners.append((p + q) / 2 if middle else there)
     return torch.stack(corners)
 
 
@@ -144,6 +145,17 @@ def forgetful(widths, dimension, alive=99):
     return sum(math.comb(n, j) * forgetful(widths[1:], dimension, n - j) for j in range(room + 1))
 
 
+def serra_of_units_that_are_on(widths, d):
+    if not widths:
+        return 1
+    n = widths[0]
+    return sum(math.comb(n, j) * serra_of_units_that_are_on(widths[1:], min(d, j)) for j in range(min(n, d) + 1))
+
+
+def without_narrowing(widths, d):
+    return math.prod(sum(math.comb(n, j) for j in range(min(n, d) + 1)) for n in widths)
+
+
 def serra_from_one(widths, d):
     if not widths:
         return 1
@@ -159,6 +171,11 @@ def all_crossings(W, b):
     return 1 + lines_inside(W, b) + math.comb(len(W), 2) - parallel(W)
 
 
+def by_grid(W, b):
+    side = torch.linspace(-1, 1, 250, dtype=D)
+    return len(((torch.cartesian_prod(side, side) @ W.to(D).T + b) > 0).unique(dim=0))
+
+
 WRONG = [
     ("crossed", lambda v: (v.amax(0) >= 0) & (v.amin(0) <= 0), "only touches a corner or a side"),
     ("crossed", lambda v: (v.amax(0) > 0) & (v.amin(0) <= 0), "a corner on the fold is on neither side"),
@@ -169,20 +186,25 @@ WRONG = [
     ("cut", lambda p, v: (p[v >= 0], p[v <= 0]), "the new corners are missing"),
     ("cut", lambda p, v: (part(p, v, middle=True), part(p, -v, middle=True)), "in its middle"),
     ("cut", lambda p, v: (part(p, v, strict=True), part(p, -v, strict=True)), "belongs to both parts"),
+    ("cut", lambda p, v: (part(p, v, exchanged=True), part(p, -v, exchanged=True)), "exchange the weights"),
     ("line_regions", lambda W, b: 1 + len(W) + math.comb(len(W), 2), "the bound for the whole plane"),
     ("line_regions", lambda W, b: line_regions(W, b) + len(W) - lines_inside(W, b), "misses the square adds no region"),
     ("line_regions", all_crossings, "folds may cross outside"),
     ("line_regions", lambda W, b: 1 + lines_inside(W, b), "add a region for each crossing"),
     ("line_regions", lambda W, b: line_regions(W, b) - 1, "there is one region already"),
+    ("line_regions", by_grid, "between the points of any grid"),
     ("line_regions", lambda W, b: 2 ** len(W), "patterns without a point"),
     ("serra", narrowed, "a unit that is off lowers the dimension"),
     ("serra", forgetful, "in all layers before"),
+    ("serra", serra_of_units_that_are_on, "how many of the layer are left"),
+    ("serra", without_narrowing, "behind a narrow one"),
     ("serra", lambda widths, d: 2 ** sum(widths), "every one would have a point"),
     ("serra", lambda widths, d: sum(math.comb(sum(widths), j) for j in range(d + 1)), "one layer with all units"),
     ("serra", serra_from_one, "starts with no unit off"),
     ("facet", lambda *two: (facet(*two)[0], -facet(*two)[1]), "the offset has the wrong sign"),
     ("facet", lambda *two: (facet(*two)[0], 0.0), "b must be compared too"),
     ("facet", lambda A, b, A2, b2: ((A2 - A)[0], (b - b2)[0]), "with length 1"),
+    ("facet", lambda A, b, A2, b2: (facet(A, b, A2, b2)[0], (b - b2)[0]), "c has to be divided"),
     ("integrated_gradients", lambda t, A, p, q: A.mean(0) * (q - p), "the mean over the segments"),
     ("integrated_gradients", lambda t, A, p, q: t.diff() @ A, "multiply with the way"),
     ("integrated_gradients", lambda t, A, p, q: (t.diff() @ A) * q, "the way begins at start"),
@@ -233,6 +255,11 @@ def test_every_mistake_that_a_checker_knows_is_tried():
 def test_a_net_against_the_rules_is_refused_with_the_rule(net, said):
     with pytest.raises(check.WrongAnswer, match=said):
         checks.three_numbers(lambda: net)
+
+
+def test_a_normal_without_its_offset_is_refused_with_what_was_wanted():
+    with pytest.raises(check.WrongAnswer, match=r"the pair \(h, c\) was wanted"):
+        checks.facet(lambda *maps: facet(*maps)[0])
 
 
 def test_the_three_numbers_of_a_net_are_counted_exactly():

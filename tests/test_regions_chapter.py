@@ -143,6 +143,14 @@ def test_folds_through_a_common_corner_leave_fewer_than_four_corners_on_average(
     assert len(regions.vertices) - (len(regions.neighbours) + 8) + 8 == 1
 
 
+@pytest.mark.theorem("prop-euler")
+def test_regions_that_were_put_together_after_cutting_may_have_more_than_four_corners_on_average():
+    angle = 2 * math.pi * torch.arange(3, dtype=D) / 3 + 0.4
+    rows = torch.stack([angle.cos(), angle.sin()])
+    star = slice_regions(lambda x: (x @ rows).amax(1, keepdim=True), *PLANE)
+    assert sorted(map(len, star.polygons)) == [4, 4, 5]  # three rays from 0 to the border, and the corners of the box
+
+
 def three_counts(model):
     patterns, maps, pieces = slice_regions(model, *PLANE).counts
     return patterns, pieces, maps
@@ -222,6 +230,21 @@ def test_across_any_facet_of_maxima_and_clamps_the_jump_has_rank_one_along_the_n
         shared = [p for p in regions.polygons[j[k]].tolist() if tuple(p) in corners]
         for corner in torch.tensor(shared, dtype=D):
             assert torch.allclose(jump[k] @ corner, -shift[k], atol=1e-12)
+
+
+@pytest.mark.theorem("prop-rank-one")
+@settings(max_examples=6, deadline=None)
+@given(seeds)
+def test_a_fold_of_a_random_network_is_hidden_only_where_all_units_of_a_later_layer_are_off(seed):
+    torch.manual_seed(seed)
+    model = chain(2, 5, 3, 1)
+    with torch.no_grad():
+        model[2].bias.sub_(0.3)  # so that such places are met
+    regions = slice_regions(model, *PLANE, box=(-3.0, 3.0))
+    i, j = regions.neighbours.T
+    hidden = ((regions.A[i] - regions.A[j]).abs() < 1e-12).flatten(1).all(1)
+    off = (regions.pattern[:, 5:] == 0).all(1)
+    assert torch.equal(hidden, off[i] & off[j])
 
 
 @pytest.mark.theorem("thm-zaslavsky")

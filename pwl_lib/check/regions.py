@@ -21,7 +21,7 @@ _random = random.SystemRandom()
 
 @exercise(
     hint="An affine function on a convex polygon takes its largest and its smallest value at corners.",
-    more="The fold passes through the inside when one corner lies strictly on each side. A corner on the fold says nothing.",
+    more="What do you know if one corner lies on the left of the fold and another on the right? And a corner on the fold itself?",
 )
 def crossed() -> Iterator[Case]:
     """``crossed(values)`` says for each of K affine functions whether it has both signs on a polygon, from its corners."""
@@ -71,6 +71,9 @@ def _cut_case(polygon: Tensor, values: Tensor, where: str) -> Case:
         "the new corners are missing: the fold cuts two sides": (polygon[values >= 0], polygon[values <= 0]),
         "the fold does not cut a side in its middle: interpolate by the values at its ends": middle,
         "a corner on the fold belongs to both parts": _halves(polygon, values, strict=True),
+        "the new corner is nearer to the end whose value is nearer to 0: exchange the weights": _halves(
+            polygon, values, exchanged=True
+        ),
     }
     return Case(
         (polygon, values),
@@ -81,14 +84,15 @@ def _cut_case(polygon: Tensor, values: Tensor, where: str) -> Case:
     )
 
 
-def _halves(polygon: Tensor, values: Tensor, strict: bool = False) -> tuple[Tensor, Tensor]:
+def _halves(polygon: Tensor, values: Tensor, strict: bool = False, exchanged: bool = False) -> tuple[Tensor, Tensor]:
     def part(values: Tensor) -> Tensor:
         corners: list[Tensor] = []
         for p, q, g, h in zip(polygon, polygon.roll(-1, 0), values.tolist(), values.roll(-1).tolist()):
             if g > 0 or (g == 0 and not strict):
                 corners.append(p)
             if g * h < 0:
-                corners.append(p + (q - p) * (g / (g - h)))
+                tau = h / (h - g) if exchanged else g / (g - h)
+                corners.append(p + (q - p) * tau)
         return torch.stack(corners)
 
     return part(values), part(-values)
@@ -113,7 +117,7 @@ def _random_polygon(corners: int) -> Tensor:
 
 @exercise(
     hint="Each fold that meets the inside of the square adds a region. When does it add more than one?",
-    more="A new fold adds one region, and one more for each older fold that it meets inside the square.",
+    more="Walk along a new fold through the square: each region that you pass is cut in two. Where do you leave one region for the next?",
 )
 def line_regions() -> Iterator[Case]:
     """``line_regions(W, b)`` counts the regions into which the folds of ``relu(W x + b)`` cut the square [-1, 1] x [-1, 1]."""
@@ -128,9 +132,14 @@ def line_regions() -> Iterator[Case]:
     yield _lines_case(
         W.double(), b.double() + 0.01 * random_tensor(3).tanh(), "for folds that meet outside of the square"
     )
+    W = torch.tensor([[1.0, 0.3], [-0.4, 1.0], [0.7, 0.8]], dtype=torch.float64)
+    b = -W @ (0.3 * random_tensor(2).tanh()) + torch.tensor([0, 0, 1e-4], dtype=torch.float64)  # nearly one point
+    yield _lines_case(
+        W, b, "where one region is too small for a grid", "a region may lie between the points of any grid"
+    )
 
 
-def _lines_case(W: Tensor, b: Tensor, where: str) -> Case:
+def _lines_case(W: Tensor, b: Tensor, where: str, one_less: str = "without a fold there is one region already") -> Case:
     square = torch.tensor([[-1.0, -1], [1, -1], [1, 1], [-1, 1]], dtype=torch.float64)
     polygons = [square]
     for w, offset in zip(W, b):
@@ -150,7 +159,7 @@ def _lines_case(W: Tensor, b: Tensor, where: str) -> Case:
         "a fold that misses the square adds no region": len(polygons) + len(W) - inside,
         "folds may cross outside of the square": 1 + inside + crossings,
         "folds that cross inside add a region for each crossing": 1 + inside,
-        "without a fold there is one region already": len(polygons) - 1,
+        one_less: len(polygons) - 1,
         "patterns without a point in the square do not count": 2 ** len(W),
     }
     return Case(
@@ -187,6 +196,10 @@ def serra() -> Iterator[Case]:
             "the dimension is bounded by the units that are on in all layers before, not in the last alone": _forgetful(
                 widths, dimension
             ),
+            "j units are off: how many of the layer are left?": _serra_of_on(widths, dimension),
+            "a layer behind a narrow one has fewer dimensions than there are inputs": math.prod(
+                sum(math.comb(n, j) for j in range(min(n, dimension) + 1)) for n in widths
+            ),
             "with that many patterns every one would have a point": 2 ** sum(widths),
             "that is the bound for one layer with all units": sum(
                 math.comb(sum(widths), j) for j in range(dimension + 1)
@@ -208,6 +221,13 @@ def _serra(widths: tuple[int, ...], d: int, start: int = 0) -> int:
         return 1
     n, *rest = widths
     return sum(math.comb(n, j) * _serra(tuple(rest), min(d, n - j), start) for j in range(start, min(d, n) + 1))
+
+
+def _serra_of_on(widths: tuple[int, ...], d: int) -> int:
+    if not widths:
+        return 1
+    n, *rest = widths
+    return sum(math.comb(n, j) * _serra_of_on(tuple(rest), min(d, j)) for j in range(min(d, n) + 1))
 
 
 def _forgetful(widths: tuple[int, ...], dimension: int, alive: int | None = None) -> int:
@@ -238,6 +258,7 @@ def _facet_case(r: Tensor, normal: Tensor, where: str) -> Case:
     wrong = {
         "the offset has the wrong sign: put a point of the facet into your equation": (h, -c),
         "b must be compared too: the facet does not pass through 0": (h, 0.0),
+        "c has to be divided by the length of the difference, too": (h, float(c * r.norm())) if len(r) == 1 else (h, c),
         "h was wanted with length 1, and c to go with it": (r[0].abs() * h, float(r[0].abs() * c)),
     }
     return Case(
@@ -247,6 +268,8 @@ def _facet_case(r: Tensor, normal: Tensor, where: str) -> Case:
 
 def _on_the_side_of(h: Tensor, value: Any) -> tuple[Tensor, Tensor]:
     """Both signs of ``(h, c)`` are right: the one that looks where ``h`` does."""
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise ValueError("the pair (h, c) was wanted")
     normal, offset = (torch.as_tensor(part, dtype=torch.float64).detach() for part in value)
     sign = -1 if float(normal.flatten() @ h) < 0 else 1
     return sign * normal, sign * offset
@@ -254,7 +277,7 @@ def _on_the_side_of(h: Tensor, value: Any) -> tuple[Tensor, Tensor]:
 
 @exercise(
     hint="On a segment the gradient is constant, so its share of the integral is a product.",
-    more="Weight each gradient with the length of its segment in t, add up, and multiply with the way from start to end, entry by entry.",
+    more="Long segments count more than short ones. Which factor do all gradients share, and is it one number or one for each input?",
 )
 def integrated_gradients() -> Iterator[Case]:
     """``integrated_gradients(t, A, start, end)`` returns the integral of the gradient along a line, times ``end - start``."""
