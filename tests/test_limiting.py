@@ -343,6 +343,81 @@ def test_writing_in_place_is_followed_beside_as_well():
         assert limiting_gradient(net, x, v)[0].tolist() == wanted
 
 
+def test_a_switch_in_place_hides_nothing_from_the_second_direction():
+    # In these one unit is tied along each direction, so that the first one is asked again when its numbers have changed.
+    def net(x):
+        return F.relu(torch.stack([x, 0 * x, -x], 1), inplace=True) @ torch.tensor([1.0, 1.0, -2.0], dtype=D)
+
+    for v, slope in ((-1.0, 2.0), (1.0, 1.0)):
+        assert limiting_gradient(net, torch.zeros(1, dtype=D), torch.tensor(v)).item() == slope
+    module = nn.Sequential(nn.Linear(1, 2), nn.ReLU(inplace=True), nn.Linear(2, 1)).to(D)
+    with torch.no_grad():
+        for parameter, value in zip(module.parameters(), ([[1.0], [0.0]], [0.0, 0.0], [[1.0, 1.0]], [0.0])):
+            parameter.copy_(torch.tensor(value))
+    for v in (-1.0, 1.0):
+        assert limiting_gradient(module, torch.zeros(1, 1, dtype=D), torch.tensor([v])).item() == (v > 0)
+
+
+def test_views_of_a_constant_that_is_written_into():
+    def part_by_part(x):
+        y = torch.zeros(x.shape[0], 2, dtype=x.dtype)
+        y[:, 0].add_(x)
+        part = y[:, 1]
+        part.view(-1, 1).sub_(x[:, None])
+        return torch.relu(y)[:, 0] + 3 * torch.relu(part)
+
+    def taken_before(x):
+        y = torch.zeros(x.shape[0], 2, dtype=x.dtype)
+        part = y[:, 1]
+        y[:, 0] = x
+        y[:, 1] = -x
+        return torch.relu(y[:, 0]) + 3 * torch.relu(part)
+
+    for net in (part_by_part, taken_before):
+        for v, slope in ((-1.0, -3.0), (1.0, 1.0)):
+            assert limiting_gradient(net, torch.zeros(2, dtype=D), torch.tensor(v)).tolist() == [slope] * 2
+
+
+def test_a_direction_in_a_fold_does_not_leave_it_by_rounding():
+    W = torch.tensor([[-2.0, -1.0], [0.0, 2.0], [0.0, 2.0]], dtype=D)
+    b = torch.tensor([0.0, -4.0, -4.0], dtype=D)
+
+    def net(x):
+        z = F.linear(x, W, b)
+        z = F.max_pool2d(z[:, None, :, None] + z[:, None, None, :], 3, 2, 1).flatten(1)
+        return z @ torch.tensor([-1.0, 2.0, -1.0, 2.0], dtype=D)
+
+    x = torch.tensor([-1.0, 2.0], dtype=D)
+    pieces = clarke_vertices(net, x)
+    assert len(pieces) == 2
+    fold = torch.tensor([-1.5, 1.0], dtype=D)  # in which all three are equal
+    along = torch.arange(1, 200, dtype=D)[:, None] / 256 * fold
+    for g in limiting_gradient(net, x.expand(199, 2), torch.cat([along[::2], -along[1::2]])):
+        assert among(g, pieces)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_direction_shorter_or_longer_than_its_dtype_can_tell(dtype):
+    net = lambda x: x[:, 0].abs() + 2 * x[:, 1].abs()
+    for length in (5e-324, 1e-200, 1e-44, 1e-7, 1e7, 1e44, 1e200):
+        v = torch.tensor([-1.0, 1.0], dtype=D) * length
+        assert limiting_gradient(net, torch.zeros(1, 2, dtype=dtype), v).tolist() == [[-1.0, 2.0]]
+    short = torch.tensor([-1.0, 1.0], dtype=dtype) * torch.finfo(dtype).smallest_normal / 4
+    assert limiting_gradient(net, torch.zeros(3, 2, dtype=dtype), short).tolist() == [[-1.0, 2.0]] * 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_an_input_near_the_largest_number_of_its_dtype(dtype):
+    far = torch.full((1, 2), 0.9 * torch.finfo(dtype).max, dtype=dtype)
+    for v, g in (([1.0, 0.0], [1.0, -1.0]), ([0.0, 1.0], [0.0, 0.0])):
+        assert limiting_gradient(lambda x: torch.relu(x[:, 0] - x[:, 1]), far, torch.tensor(v)).tolist() == [g]
+
+
+def test_an_input_without_numbers_has_a_gradient_without_numbers():
+    assert limiting_gradient(lambda x: x.sum(1) + 1, torch.zeros(2, 0)).shape == (2, 0)
+    assert clarke_vertices(lambda x: x.sum(1) + 1, torch.zeros(0)).shape == (1, 0)
+
+
 def test_an_input_far_away_and_a_direction_of_any_length_lose_nothing():
     for scale in (1.0, 2.0**20, 2.0**-20):
         for length in (1.0, 1e-200, 1e200):
