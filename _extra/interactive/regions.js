@@ -67,7 +67,7 @@ boards.add("regions", (frame) => {
   const closed = (corners) => [...corners, corners[0]];
   const coordinates = (points) => [points.map((p) => p[0]), points.map((p) => p[1])];
 
-  const board = boards.plane(frame, [-END * 1.14, END * 1.08, END * 1.08, -END * 1.14], {
+  const board = boards.plane(frame, [-END * 1.16, END * 1.1, END * 1.1, -END * 1.16], {
     role: "img",
     label: "The square, cut into the regions of the network; the region of the chosen point is filled.",
     axis: false, // its lines would look like sides of regions
@@ -76,7 +76,7 @@ boards.add("regions", (frame) => {
     board.create("text", [x1, x2, words], { ...quiet, anchorX, anchorY: "middle", fontSize: 13 });
   for (const end of [-END, END]) {
     text(end, -END * 1.07, fixed(end, 0), "middle");
-    text(-END * 1.03, end, fixed(end, 0), "right");
+    text(-END * 1.02, end, fixed(end, 0), "right");
   }
   // A number that is none lifts the pen.
   line(board, () => coordinates(regions.flatMap(({ corners }) => [...closed(corners), [NaN, NaN]])), "grey", "thin");

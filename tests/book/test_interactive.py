@@ -93,7 +93,7 @@ def drag(page: Page, place: Locator, right: float, down: float) -> None:
 VIEWS = {
     "logsumexp": (-3.2, 4.1, 3.2, -0.6),
     "maxout": (-3.4, 3.8, 3.4, -2.8),
-    "regions": (-1.14, 1.08, 1.08, -1.14),
+    "regions": (-1.16, 1.1, 1.1, -1.16),
 }  # left, top, right and bottom of the plane
 
 
