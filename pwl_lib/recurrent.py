@@ -228,6 +228,8 @@ def _states(input: Tensor, hx: tuple[Tensor, Tensor] | None, weight_hh: Tensor) 
     check_floating("hx[1]", c)
     if h.shape != c.shape:
         raise ValueError(f"hx must hold two tensors of one shape, got {tuple(h.shape)} and {tuple(c.shape)}")
+    if h.device != c.device:
+        raise ValueError(f"hx must hold two tensors on one device, got {h.device} and {c.device}")
     if c.dtype != h.dtype and not autocast_is_on(c.device.type):
         raise TypeError(f"hx must hold two tensors of one dtype, got {h.dtype} and {c.dtype}")
     return h, c

@@ -885,6 +885,7 @@ BAD_LSTM = [
     ((X, (H, 2.0), W4, U4), TypeError, r"hx\[1\] must be a torch tensor, got float"),
     ((X, (H.long(), H), W4, U4), TypeError, r"hx\[0\] must be floating point, got torch.int64"),
     ((X, (H, H[:2]), W4, U4), ValueError, r"hx must hold two tensors of one shape, got \(3, 4\) and \(2, 4\)"),
+    ((X, (H, H.to("meta")), W4, U4), ValueError, "hx must hold two tensors on one device, got cpu and meta"),
     ((X, (H, H.double()), W4, U4), TypeError, "hx must hold two tensors of one dtype, got torch.float32 and"),
     ((X, (H[:, :2],) * 2, W4, U4), ValueError, r"hx must have shape \(3, 4\), got \(3, 2\)"),
     ((X, None, W, U4), ValueError, r"weight_ih must have shape \(16, 5\), got \(4, 5\)"),
