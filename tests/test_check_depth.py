@@ -196,6 +196,10 @@ def angle(p: Tensor, q: Tensor) -> float:
     return torch.arccos((p @ q / (p.norm() * q.norm())).clamp(-1, 1)).item()
 
 
+def shows_the_old(W: Tensor, U: Tensor, b: Tensor, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    return (W @ x + U @ h + b).chunk(4)[3].sigmoid() * c.tanh(), lstm_like(W, U, b, x, h, c)[1]
+
+
 MISTAKES: list[tuple[str, Callable[..., Any], str]] = [
     ("gain", lambda a, c: math.sqrt(2 / (1 + a * a)), "slope 1 above 0 alone"),
     ("gain", lambda a, c: 2 / (a * a + c * c), "that is the square of the gain"),
@@ -207,13 +211,25 @@ MISTAKES: list[tuple[str, Callable[..., Any], str]] = [
     ("he_variance", drawn(lambda m, n, root: (2 / n) ** 0.5), "the slope below 0 was forgotten"),
     ("he_variance", drawn(lambda m, n, root: n**-0.5), "gain of a linear layer"),
     ("he_variance", drawn(lambda m, n, root: root / (3 * n) ** 0.5), "the bounds of a uniform"),
-    ("he_variance", lambda m, n, a: normal(n, m, a), "not yet"),
+    ("he_variance", lambda m, n, a: normal(m, n, a).T, "the outputs come first"),
+    ("he_variance", lambda m, n, a: torch.rand(m, n) * (2 / (1 + a * a) / n) ** 0.5, "not symmetric about 0"),
     ("he_variance", lambda m, n, a: normal(m, n, a).abs(), "not yet"),
     ("deepest", lambda g, a, share: deepest_of(g * (1 + a * a) ** 0.5 / 2**0.5, share), "not its root"),
     ("deepest", lambda g, a, share: deepest_of(g * g * (1 + a * a), share), "keeps a part only"),
     ("deepest", lambda g, a, share: deepest_of(g * g / 2, share), "below 0 is seen too"),
     ("deepest", lambda g, a, share: None if deepest(g, a, share) is None else deepest(g, a, share) + 1, "one more"),
     ("deepest", strictly, "may be exactly the share"),
+    ("deepest", lambda g, a, share: math.log(share) / math.log(g * g * (1 + a * a) / 2), "in whole numbers"),
+    (
+        "deepest",
+        lambda g, a, share: math.inf if deepest(g, a, share) is None else deepest(g, a, share),
+        "None is wanted",
+    ),
+    (
+        "deepest",
+        lambda g, a, share: math.floor(math.log(share) / math.log(g * g * (1 + a * a) / 2) + 1e-9),
+        "that grows",
+    ),
     ("dead_units", lambda W, b, X: (X @ W.T + b <= 0).any(0), "dead means for all"),
     ("dead_units", lambda W, b, X: (X @ W.T + b < 0).all(0), "at exactly 0"),
     ("dead_units", lambda W, b, X: (X @ W.T + b > 0).any(0), "that are not dead"),
@@ -224,6 +240,7 @@ MISTAKES: list[tuple[str, Callable[..., Any], str]] = [
     ("bias_for", lambda share, g, h: bias_for(share, g, h) * len(h) ** 0.5, "the number of inputs in it"),
     ("bias_for", lambda share, g, h: bias_for(share, 1, torch.ones(1)), "standard deviation of 1"),
     ("bias_for", lambda share, g, h: bias_for(share, 1, h), "the gain is missing"),
+    ("bias_for", lambda share, g, h: bias_for(share, g, torch.ones(1)) * h.std(), "is not taken off"),
     ("bias_for", lambda share, g, h: bias_for(share, 1, torch.ones(1)) * (g * h.norm()) ** 2 / len(h), "its root was"),
     ("bias_for", lambda share, g, h: share * g * h.norm() / len(h) ** 0.5, "by the inverse of the distribution"),
     ("switches", lambda n, p, q: switches(n, p, q) / 2, "two arcs"),
@@ -239,6 +256,7 @@ MISTAKES: list[tuple[str, Callable[..., Any], str]] = [
     ("rnn_backward", rnn_of(lambda before, h, upstream: (1 - h) * upstream), "the square of its value"),
     ("rnn_backward", rnn_of(lambda before, h, upstream: (1 - before**2) * upstream), "the state after the step"),
     ("rnn_backward", lambda U, *rest: (rnn_backward(U.T, *rest)[0], rnn_backward(U, *rest)[1]), "goes the transpose"),
+    ("rnn_backward", lambda U, b, h, g: ((1 - h * h) * (U.T @ g), rnn_backward(U, b, h, g)[1]), "before the product"),
     ("rnn_backward", lambda *each: (rnn_backward(*each)[0], rnn_backward(*each)[1].T), "a column to an old one"),
     ("cell_path", lambda f, s: f[max(s - 1, 0) :].prod(0), "has acted already"),
     ("cell_path", lambda f, s: f[s + 1 :].prod(0), "a gate is missing"),
@@ -253,6 +271,7 @@ MISTAKES: list[tuple[str, Callable[..., Any], str]] = [
     ("lstm_step", lambda *each: lstm_like(*each, plain=True), "is squeezed before"),
     ("lstm_step", lambda W, U, b, *rest: lstm_like(W, U, 0 * b, *rest), "the bias is missing"),
     ("lstm_step", lambda *each: lstm_like(*each)[::-1], "the cell comes second"),
+    ("lstm_step", shows_the_old, "not the one before"),
     ("forget_bias", lambda steps, share: share ** (1 / steps), "that is the gate"),
     ("forget_bias", lambda steps, share: -logit(share ** (1 / steps)), "the sign is wrong"),
     ("forget_bias", lambda steps, share: math.exp(logit(share ** (1 / steps))), "not their logarithm"),

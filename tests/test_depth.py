@@ -204,16 +204,19 @@ def test_signs_of_rows_prove_the_half_although_masks_and_weights_depend_on_each_
 @pytest.mark.theorem("prop-backward-variance")
 @pytest.mark.parametrize(("gain", "slope"), [(1.0, 0.0), (2**0.5, 0.0), (1.7, 0.3)])
 def test_the_gradient_of_a_random_score_has_the_factor_of_the_signal_at_any_widths(gain: float, slope: float) -> None:
-    widths, networks, generator = (6, 30, 12, 25), 6000, random(3)
-    h = [normal(6).requires_grad_().expand(networks, -1)[..., None]]
+    widths, networks, generator = (6, 30, 12, 25), 4000, random(3)
+    h, W = [normal(6).requires_grad_().expand(networks, -1)[..., None]], []
     for n, m in itertools.pairwise(widths):
-        W = torch.randn(networks, m, n, dtype=torch.float64, generator=generator)
-        h.append(leaky_relu(gain / n**0.5 * W @ h[-1], slope))
+        W.append(gain / n**0.5 * torch.randn(networks, m, n, dtype=torch.float64, generator=generator))
+        h.append(leaky_relu(W[-1].requires_grad_() @ h[-1], slope))
     c = torch.randn(networks, 25, 1, dtype=torch.float64, generator=generator) / 5
-    gradients = torch.autograd.grad((c * h[-1]).sum(), h)
+    by_h, by_W = (torch.autograd.grad((c * h[-1]).sum(), each, retain_graph=True) for each in (h, W))
     factor = gain**2 * (1 + slope**2) / 2
-    for k, gradient in enumerate(gradients):
+    for k, gradient in enumerate(by_h):
         assert math.isclose(gradient.square().sum((1, 2)).mean(), factor ** (3 - k), rel_tol=0.08)
+    for n, gradient in zip(widths, by_W, strict=False):  # the same power in every layer
+        wanted = n * h[0][0].detach().square().mean() * factor**3 / gain**2
+        assert math.isclose(gradient.square().sum((1, 2)).mean(), wanted, rel_tol=0.12)
 
 
 @pytest.mark.parametrize("gain", [1.0, 2**0.5, 2.0])

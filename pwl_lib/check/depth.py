@@ -85,6 +85,12 @@ def he_variance() -> Iterator[Case]:
             "the bounds of a uniform distribution lie further out than its standard deviation": described(
                 root / math.sqrt(3)
             ),
+            "the outputs come first in torch's shape": torch.tensor(
+                [inputs, outputs, root * math.sqrt(outputs / inputs), 0.0], dtype=torch.float64
+            ),
+            "numbers between 0 and 1 are not symmetric about 0": torch.tensor(
+                [outputs, inputs, root / math.sqrt(12), root / 2], dtype=torch.float64
+            ),
         }
         wanted = described(root)
         yield Case(
@@ -143,6 +149,10 @@ def _deepest_case(gain: float, slope: float, share: float, where: str) -> Case:
         wrong["one more than wanted: at that depth less than the share is left"] = wanted + 1
         if factor**wanted <= share * (1 + 1e-12):
             wrong["what is left may be exactly the share"] = wanted - 1
+        wrong["layers come in whole numbers"] = math.log(share) / math.log(factor)
+    else:
+        wrong["None is wanted where the share is left at every depth"] = math.inf
+        wrong["a signal that grows never falls to the share"] = math.floor(math.log(share) / math.log(factor))
     mistakes = {sentence: value for sentence, value in wrong.items() if value != wanted}
     return Case((gain, slope, share), wanted, mistakes=mistakes, where=where)
 
@@ -199,6 +209,7 @@ def _bias_case(share: float, gain: float, h: Tensor, where: str) -> Case:
         "the variance of a weight has the number of inputs in it": place * gain * size,
         "that is for a standard deviation of 1": place,
         "the gain is missing": place * size / math.sqrt(n),
+        "the mean of the input is not taken off: its mean square counts": place * gain * h.std().item(),
         "that is the variance of the pre-activation, where its root was wanted": place * gain**2 * size**2 / n,
         "a share becomes a number of standard deviations by the inverse of the distribution function": share
         * gain
@@ -292,6 +303,7 @@ def _rnn_case(U: Tensor, before: Tensor, h: Tensor, upstream: Tensor, where: str
             (1 - before * before) * upstream
         ),
         "back through a product goes the transpose": (U @ delta, wanted[1]),
+        "the slope belongs to the new state: it comes before the product": ((1 - h * h) * (U.T @ upstream), wanted[1]),
         "a row of the gradient belongs to a new number, a column to an old one": (wanted[0], wanted[1].T),
     }
     return Case((U, before, h, upstream), wanted, mistakes=harmful(wrong, wanted), where=where)
@@ -355,6 +367,7 @@ def _lstm_case(arguments: tuple[Tensor, ...], where: str) -> Case:
         "an open forget gate keeps": step(i, 1 - f, g, o),
         "the cell is squeezed before it is shown": step(i, f, g, o, lambda cell: cell),
         "the bias is missing": _lstm_values(z - b, c),
+        "the hidden state shows the new cell, not the one before": (o * c.tanh(), wanted[1]),
         "the cell comes second": (wanted[1], wanted[0]),
     }
     return Case(arguments, wanted, mistakes=harmful(wrong, wanted), where=where)
