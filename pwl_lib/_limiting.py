@@ -300,8 +300,9 @@ def clarke_vertices(model: Model, x: Tensor, output: int | tuple[int, ...] | Non
     the order in which the program makes them. Turning round one comparison, under all that come before it, leads to another cone,
     or to none: by Gordan's theorem a cone is empty if and only if 0 lies in the convex hull of the gradients that bound it.
     So each cone is visited once.
-    Numbers whose slopes are smaller than the largest by a factor near the rounding error, :math:`10^{-5}` in float32 and
-    :math:`10^{-12}` in float64, count as constants, and their ties as none.
+    Two things are beyond the digits of the arithmetic. Numbers whose slopes are smaller than the largest by a factor of
+    :math:`10^{-5}` in float32, :math:`10^{-12}` in float64, count as constants, and cones as thin as an angle of about
+    :math:`10^{-4}` in float32, :math:`10^{-7}` in float64, are left out.
 
     Args:
         model: a piecewise linear module or function; small, or with few ties at ``x``.

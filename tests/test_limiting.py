@@ -464,6 +464,22 @@ def test_the_sets_of_functions_that_are_known():
     assert len(clarke_vertices(lambda x: x.abs().sum(1), torch.zeros(8, dtype=D))) == 256
 
 
+@pytest.mark.parametrize(("dtype", "angle"), [(torch.float32, 1e-3), (D, 1e-6)])
+def test_thin_pieces_and_numbers_of_small_slope_are_found(dtype, angle):
+    A = torch.tensor([[1.0, 0.0], [1.0, angle], [1.0, 2 * angle]], dtype=dtype)
+    thin = lambda x: torch.relu(x @ A.T) @ torch.tensor([1.0, 2.0, 4.0], dtype=dtype)
+    assert len(clarke_vertices(thin, torch.zeros(2, dtype=dtype))) == 6  # three folds through a point
+    small = lambda x: torch.relu(angle * x[:, 0]) / angle + torch.relu(x[:, 1])
+    assert len(clarke_vertices(small, torch.zeros(2, dtype=dtype))) == 4
+
+
+def test_a_maximum_of_more_candidates_than_a_byte_can_count():
+    slopes = torch.arange(300, dtype=D) - 7.5
+    for v in (-1.0, 1.0):
+        g = limiting_gradient(lambda x: (x[:, None] * slopes).amax(1), torch.zeros(1, dtype=D), torch.tensor(v))
+        assert g.item() == (291.5 if v > 0 else -7.5)
+
+
 def test_too_many_pieces_are_refused(monkeypatch):
     monkeypatch.setattr(_limiting, "_MOST_CELLS", 16)
     assert len(clarke_vertices(lambda x: x.abs().sum(1), torch.zeros(4))) == 16
