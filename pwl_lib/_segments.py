@@ -23,6 +23,7 @@ from pwl_lib.piecewise_linear import AffinePiece, _jacobian, _refuse_offenders
 __all__ = ["Segments", "integrate_along", "segments"]
 
 _TOL = 1e-12
+_SHORT = 1e-6  # of the line: what rounding may cut out of a segment, see `_assemble`
 _MOST_COMPARISONS = 2**20  # in one batch: bounds the memory, and keeps it near the processor
 _FEW_COMPARISONS = 2**15  # a batch of fewer takes no more time
 _FIRST_PROBES = 16
@@ -198,10 +199,9 @@ class _Probe:
         offset = torch.where(at_end.reshape(-1, 1), here - t[:, None] * slope, there)
         least, most = torch.ones_like(t), torch.ones_like(t)
         for near, far in zip(switches, trace.switches, strict=True):
-            ratio = self._ratio(per_sample(near.margin, len(at), near.path), per_sample(far.margin, len(at), far.path))
-            if ratio.shape[1]:
-                lower, upper = torch.aminmax(ratio, dim=1)
-                least, most = torch.minimum(least, lower), torch.maximum(most, upper)
+            margins = (per_sample(each.margin, len(at), each.path) for each in (near, far))
+            lower, upper = self._ratios(*margins)
+            least, most = torch.minimum(least, lower), torch.maximum(most, upper)
         pattern = self._pattern(switches, len(at))
         width = max(1, sum(switch.margin.numel() for switch in switches) // len(at), self.start.numel())
         self.rows, self.at_least = max(1, _MOST_COMPARISONS // width), min(256, _FEW_COMPARISONS // width)
@@ -209,16 +209,26 @@ class _Probe:
         away, toward = reach.cpu().numpy()
         return away, toward, pattern.cpu(), slope.cpu(), offset.cpu()
 
-    def _ratio(self, near: Tensor, far: Tensor) -> Tensor:
-        """The margins at the far end by those at the probe; below 1 there is a root on this way, above 1 on the other."""
+    def _ratios(self, near: Tensor, far: Tensor) -> tuple[Tensor, Tensor]:
+        """The least and the largest of the margins at the far end by those at the probe.
+
+        Below 1 there is a root on this way, above 1 on the other.
+        """
+        if not near.numel():
+            return near.new_ones(len(near)), near.new_ones(len(near))
         ratio = far / near
-        if near.numel():
-            smallest, largest = torch.aminmax(near)
-            self.inside = max(self.inside, float(largest))
-            tie = max(self.tol * float(largest), 4 * self.rounding)
-            if float(smallest) <= tie:
-                ratio = torch.where((near <= tie) & (far.abs() <= tie), 1.0, ratio)
-        return ratio
+        smallest, largest = torch.aminmax(near)
+        self.inside = max(self.inside, float(largest))
+        tie = max(self.tol * float(largest), 4 * self.rounding)
+        if float(smallest) <= tie:
+            ratio = torch.where((near <= tie) & (far.abs() <= tie), 1.0, ratio)
+        least, most = torch.aminmax(ratio, dim=1)
+        if (
+            float(smallest) == 0
+        ):  # a probe on a breakpoint may stand for either side: it is left out, and others are asked around it
+            on = ((near == 0) & (ratio != 1)).any(1)
+            least, most = least.masked_fill(on, -math.inf), most.masked_fill(on, math.inf)
+        return least, most
 
     def _pattern(self, switches: list[Switch], batch: int) -> Tensor:
         words = [per_sample(switch.choice, batch, switch.path) for switch in switches]
@@ -251,6 +261,12 @@ def _assemble(probe: _Probe) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     order = order[high[order] - low[order] > probe.tol]  # a probe at a tie has no length
     low, high, rows = low[order], high[order], torch.from_numpy(order)
     pattern, slope, offset = (torch.cat(parts)[rows] for parts in zip(*found, strict=True))
+    # The inputs of one pattern are convex: what lies between two pieces of it is of it too, or rounding at a breakpoint.
+    noise = torch.zeros(len(low), dtype=torch.bool)
+    noise[1:-1] = (pattern[2:] == pattern[:-2]).all(1) & torch.from_numpy(high - low < _SHORT)[1:-1]
+    if bool(noise.any()):
+        low, high = low[~noise.numpy()], high[~noise.numpy()]
+        pattern, slope, offset = pattern[~noise], slope[~noise], offset[~noise]
     # Where rounding has cut a segment into two, they become one again.
     new = (pattern[1:] != pattern[:-1]).any(1)
     first = torch.cat([new.new_ones(1), new])

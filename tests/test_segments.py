@@ -327,6 +327,21 @@ def test_breakpoints_at_the_ends_are_none() -> None:
     assert line.pattern.tolist() == [[0, 0]]
 
 
+def test_breakpoints_close_together_are_several() -> None:
+    for apart in (1e-6, 1e-10):
+        kinks = torch.tensor([0.3, 0.3 + apart], dtype=D)
+        line = segments(lambda x, kinks=kinks: torch.relu(x - kinks), torch.zeros(1), torch.ones(1))
+        assert line.pattern.tolist() == [[0, 0], [1, 0], [1, 1]]
+        torch.testing.assert_close(line.t[1:-1], kinks, rtol=0, atol=1e-15)
+
+
+def test_a_breakpoint_where_the_model_is_asked_is_no_segment() -> None:
+    asked = (torch.arange(16, dtype=D) + 0.4877) / 16
+    line = segments(lambda x: torch.relu(x - asked), torch.zeros(1), torch.ones(1))
+    torch.testing.assert_close(line.t[1:-1], asked, rtol=0, atol=1e-15)
+    assert line.pattern.sum(1).tolist() == list(range(17))
+
+
 def test_more_candidates_than_a_byte_holds() -> None:
     a, c = randn(400, seed=1), randn(400, seed=2)
     line = segments(lambda x: (x * a + c).amax(1), torch.tensor([-9.0]), torch.tensor([9.0]))
