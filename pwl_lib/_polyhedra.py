@@ -224,6 +224,7 @@ def _largest_ball(A: Floats, s: Floats, cap: float = math.inf) -> tuple[Floats, 
 def _irredundant(A: Floats, c: Floats) -> NDArray[np.int64]:
     """The facets of ``A z <= c`` with unit rows and ``c >= 1``, so that the unit ball about 0 is inside."""
     needed = _seen(A, c)
+    sure = needed.copy()
     for k in np.flatnonzero(~needed):
         while not needed[k]:
             reach, point = _support(A[needed], c[needed], A[k])
@@ -231,9 +232,11 @@ def _irredundant(A: Floats, c: Floats) -> NDArray[np.int64]:
                 break
             # This point is beyond row k, and on the way to it from 0 the first row that ends the region is a facet.
             speed = A @ point
-            first = int(np.argmin(np.where(speed > 0, c / np.where(speed > 0, speed, 1.0), np.inf)))
+            way = np.where(speed > 0, c / np.where(speed > 0, speed, 1.0), np.inf)
+            first = int(np.argmin(way))
+            sure[first] |= np.count_nonzero(way <= (1 + 1e-6) * way[first]) == 1
             needed[k if needed[first] else first] = True
-    for k in np.flatnonzero(needed & ~_seen(A, c)):  # where rows meet in one place, one too many may have come in
+    for k in np.flatnonzero(needed & ~sure):  # where rows meet in one place, one too many may have come in
         others = needed.copy()
         others[k] = False
         reach, point = _support(A[others], c[others], A[k])
@@ -246,7 +249,7 @@ def _seen(A: Floats, c: Floats) -> NDArray[np.bool_]:
     seen = np.zeros(len(A), dtype=bool)
     point = c[:, None] * A  # the foot of 0 on each row
     rows = np.arange(len(A))
-    for _ in range(30):
+    for _ in range(150):  # hundreds of rows take some ten; each that is not found here costs a linear program
         excess = point @ A.T - c
         excess[np.arange(len(rows)), rows] = -np.inf
         worst = excess.argmax(1)
@@ -261,7 +264,7 @@ def _seen(A: Floats, c: Floats) -> NDArray[np.bool_]:
         back = A[worst] - cosine * A[rows]
         square = (back**2).sum(1)
         going = square > 1e-12
-        step = (1.3 * most + 0.01 * c[worst]) / np.where(going, square, 1.0)
+        step = (2.0 * most + 0.01 * c[worst]) / np.where(going, square, 1.0)
         point = (point - step[:, None] * back)[going]
         rows = rows[going]
     return seen

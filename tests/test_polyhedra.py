@@ -276,6 +276,23 @@ def test_more_inputs_than_rows_need_no_program() -> None:
     assert region.chebyshev_centre()[1] == math.inf
 
 
+def test_a_prism_has_more_rows_than_dimensions_and_no_end() -> None:
+    square = [[1.0, 0.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, -1.0, 0.0]]
+    region = polyhedron(of_rows(square, [1.0] * 4), torch.zeros(3))
+    assert len(region) == 4
+    assert not region.is_bounded()
+    assert region.chebyshev_centre()[1] == pytest.approx(1.0, rel=1e-12)
+
+
+def test_hundreds_of_rows_take_few_linear_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    programs = []
+    simplex = _polyhedra._simplex
+    monkeypatch.setattr(_polyhedra, "_simplex", lambda *arguments: programs.append(1) or simplex(*arguments))
+    region = polyhedron(mlp(100, 120, 1), randn(100).clamp(-0.9, 0.9), box=(-1.0, 1.0))
+    assert len(region) == 320  # all of them
+    assert len(programs) <= 2
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_the_simplex_method_agrees_with_that_of_scipy(seed: int) -> None:
     generator = np.random.default_rng(seed)
