@@ -261,7 +261,8 @@ def directional_mask() -> Iterator[Case]:
         z, dz = torch.cartesian_prod(numbers, numbers).T[:, torch.randperm(9, generator=_generator())]
         if repeat == 2:  # no tie of both
             z, dz = z[(z != 0) | (dz != 0)], dz[(z != 0) | (dz != 0)]
-        z, dz = z * random_tensor(len(z)).abs(), dz * random_tensor(len(z)).abs()
+        # The derivatives are larger than the numbers, so that a step of length 1 always goes too far.
+        z, dz = z / (1 + random_tensor(len(z)).abs()), dz * (1 + random_tensor(len(z)).abs())
         sure = (z != 0) | (dz != 0)
         right = torch.where(z == 0, dz > 0, z > 0).double()
 
