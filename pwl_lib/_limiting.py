@@ -439,8 +439,8 @@ def _size(x: Tensor) -> Tensor:
 
 def _power_of_two(size: Tensor) -> Tensor:
     """The largest power of 2 that is not above ``size``; 1 for 0."""
-    size = torch.where(size > 0, size, 1)
-    return size / (2 * torch.frexp(size).mantissa)
+    wide = torch.where(size > 0, size, 1).to(torch.promote_types(size.dtype, torch.float32))  # not every device has more
+    return (wide / (2 * torch.frexp(wide).mantissa)).to(size.dtype)
 
 
 def _generic(x: Tensor, seed: int = 0) -> Tensor:
