@@ -439,7 +439,8 @@ def _size(x: Tensor) -> Tensor:
 
 def _power_of_two(size: Tensor) -> Tensor:
     """The largest power of 2 that is not above ``size``; 1 for 0."""
-    wide = torch.where(size > 0, size, 1).to(torch.promote_types(size.dtype, torch.float32))  # not every device has more
+    # In float32 at least: not every device takes numbers of half precision apart.
+    wide = torch.where(size > 0, size, 1).to(torch.promote_types(size.dtype, torch.float32))
     return (wide / (2 * torch.frexp(wide).mantissa)).to(size.dtype)
 
 
