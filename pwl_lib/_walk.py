@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from pwl_lib._subdivision import Subdivision
 from pwl_lib._trace import Model, NotPiecewiseLinear, Switch, Trace, _tensors, watching_modules
@@ -29,20 +28,34 @@ class Snapshot:
     """A model as it is now, in float64: what is done to it later is not seen. Of a plain function nothing can be copied."""
 
     def __init__(self, model: Model) -> None:
+        if not callable(model):
+            raise TypeError(f"model must be a module or a function of one tensor, got {type(model).__name__}")
         self.model = getattr(model, "_orig_mod", model)  # what torch.compile was given
-        self._state: dict[str, Tensor] = {}
         self._modes: list[tuple[nn.Module, bool]] = []
+        # Where each parameter and each buffer stands, in a dictionary of its module, and what stands there while the model runs.
+        self._state: list[tuple[dict[str, Tensor | None], str, Tensor]] = []
         if isinstance(self.model, nn.Module):
-            for tensors in (self.model.named_parameters(), self.model.named_buffers()):
-                for name, tensor in tensors:
-                    tensor = tensor.detach()
-                    self._state[name] = tensor.double() if tensor.dtype in _COARSE else tensor.clone()
             self._modes = [(module, module.training) for module in self.model.modules()]
+            copies: dict[int, Tensor] = {}  # one of each tensor, though it may stand in several places
+            for module, _ in self._modes:
+                for place in cast("tuple[dict[str, Tensor | None], ...]", (module._parameters, module._buffers)):
+                    for name, tensor in place.items():
+                        if tensor is not None:
+                            if id(tensor) not in copies:
+                                kept = tensor.detach()
+                                copies[id(tensor)] = kept.double() if kept.dtype in _COARSE else kept.clone()
+                            self._state.append((place, name, copies[id(tensor)]))
 
     def __call__(self, x: Tensor) -> Tensor:
-        if isinstance(self.model, nn.Module):
-            return functional_call(self.model, self._state, (x,))
-        return self.model(x)
+        # As torch.func.functional_call does it, in less time.
+        now = [place[name] for place, name, _ in self._state]
+        try:
+            for place, name, tensor in self._state:
+                place[name] = tensor
+            return self.model(x)
+        finally:
+            for (place, name, _), before in zip(self._state, now, strict=True):
+                place[name] = before
 
     @contextmanager
     def in_its_modes(self) -> Iterator[None]:

@@ -84,7 +84,8 @@ def slice_regions(
     A comparison that is 0 on a whole polygon cuts nothing there: the switch takes its lower branch, a maximum its first argument,
     as in :func:`~pwl_lib.piecewise_linear.activation_pattern`. The pattern of a polygon is that of its interior.
     Values within 1e-12 of 0, relative to the largest value of the same comparison, count as 0, so that several lines through one
-    point meet in one vertex.
+    point meet in one vertex. Where all folds lie in a millionth of the box, or the box is a millionth of what the model computes
+    with, rounding in the model may exceed that: lines that should meet may then leave polygons of next to no area.
 
     Args:
         model: a piecewise linear module or function of ``(B, *input_shape)``, see
@@ -117,11 +118,9 @@ def slice_regions(
 
     Source: the book, :eq:`eq-slice` and :prf:ref:`thm-subdivision`.
     """
-    if not callable(model):
-        raise TypeError(f"model must be a module or a function of one tensor, got {type(model).__name__}")
     box = _check_box(box)
     with torch.inference_mode(False), torch.no_grad():  # so that gradients can be had later
-        plane, snapshot = _Plane(origin, u, v), Snapshot(model)
+        snapshot, plane = Snapshot(model), _Plane(origin, u, v)
     with untouched(model, plane.origin), torch.no_grad():
         cells = _find(snapshot, plane, box)
     return Regions(snapshot, plane, box, cells)
