@@ -107,7 +107,8 @@ def polyhedron(model: Model, x: Tensor, box: tuple[float, float] | None = None) 
         A row counts as redundant if leaving it out moves the region by no more than 1e-9 of its own size.
 
     Raises:
-        TypeError: ``x`` is not a floating point tensor, or ``box`` is no pair of numbers.
+        TypeError: ``x`` is not a floating point tensor, ``box`` is no pair of numbers, the model is not callable or does not return
+            one tensor.
         ValueError: the model is not piecewise linear (each module that is not is named), ``x`` is not finite or lies outside
             of ``box``.
 

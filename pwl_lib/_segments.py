@@ -143,7 +143,7 @@ def segments(model: Model, start: Tensor, end: Tensor) -> Segments:
         same switch. Breakpoints closer together than 1e-12, or than the rounding of the inputs on the line, are one.
 
     Raises:
-        TypeError: ``start`` or ``end`` is not a floating point tensor.
+        TypeError: ``start`` or ``end`` is not a floating point tensor; the model is not callable or does not return one tensor.
         ValueError: the model is not piecewise linear (each module that is not is named), the shapes differ, ``start`` equals
             ``end``, or one of them is not finite.
 

@@ -331,6 +331,11 @@ def test_the_simplex_method_agrees_with_that_of_scipy(seed: int) -> None:
             r"z must be one input of shape \(2,\)",
         ),
         (lambda: polyhedron(torch.relu, torch.ones(2)).contains(1.0), TypeError, "z must be a torch tensor"),
+        (
+            lambda: polyhedron(3, torch.ones(2)),
+            TypeError,
+            "model must be a module or a function of one tensor, got int",
+        ),
     ],
 )
 def test_bad_input_is_named(call: Callable[[], Any], kind: type[Exception], said: str) -> None:

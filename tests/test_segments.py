@@ -469,6 +469,11 @@ def ones(*shape: int) -> Tensor:
             ValueError,
             "output belongs to",
         ),
+        (
+            lambda: segments(3, ones(2), -ones(2)),
+            TypeError,
+            "model must be a module or a function of one tensor, got int",
+        ),
     ],
 )
 def test_bad_input_is_named(call: Callable[[], Any], kind: type[Exception], said: str) -> None:
