@@ -921,3 +921,13 @@ def test_bad_input_of_the_rest() -> None:
         recurrent.cell_path(torch.ones(3, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"forget_gates must have shape \(T, \*\), got \(\)"):
         recurrent.cell_path(torch.ones(()))
+
+
+def test_a_second_derivative_of_the_cell_alone_goes_through_the_gates() -> None:
+    found = []
+    for cell in cells("lstm", dtype=torch.float64):
+        x = torch.ones(3, 5, dtype=torch.float64, requires_grad=True)
+        (slope,) = torch.autograd.grad(cell(x)[1].sum(), x, create_graph=True)
+        found.append(torch.autograd.grad(slope.square().sum(), x)[0])
+    assert found[1].any()
+    torch.testing.assert_close(*found)
