@@ -170,6 +170,8 @@ class _Cells(NamedTuple):
     values: Tensor
     choices: list[Choice]
     parents: list[Integers]
+    size: float
+    """Of the numbers that switches compare: what cancels inside of the model leaves an error of this scale."""
 
 
 def _find(snapshot: Snapshot, plane: _Plane, box: Box, depth: int = 0) -> _Cells:
@@ -182,7 +184,7 @@ def _find(snapshot: Snapshot, plane: _Plane, box: Box, depth: int = 0) -> _Cells
     if walk.merges:  # what comparisons of a maximum have cut that do not decide it
         walk.mesh.merge(_words(walk.choices, walk.parents))
         walk.parents.append(walk.mesh.parent)
-    return _Cells(walk.mesh, walk.output.cpu(), walk.choices, walk.parents)
+    return _Cells(walk.mesh, walk.output.cpu(), walk.choices, walk.parents, walk.size)
 
 
 def _in_parts(snapshot: Snapshot, plane: _Plane, box: Box, parts: int, depth: int) -> _Cells:
@@ -207,7 +209,7 @@ def _in_parts(snapshot: Snapshot, plane: _Plane, box: Box, parts: int, depth: in
 
 def _packed_cells(cells: _Cells) -> _Cells:
     """The choices of the polygons that there are at last; vertices that are no corner are left out, but those of the box."""
-    mesh, values, choices, parents = cells
+    mesh, values, choices, parents, size = cells
     packed = _packed(choices, parents, np.arange(len(mesh)))
     choices = [choice._replace(packed=rows, stage=0) for choice, rows in zip(choices, packed, strict=True)]
     start, index = mesh.polygons
@@ -216,7 +218,7 @@ def _packed_cells(cells: _Cells) -> _Cells:
     if not used.all():
         mesh = _mesh(mesh.vertices[used], start, (np.cumsum(used) - 1)[index])
         values = values[torch.from_numpy(used)]
-    return _Cells(mesh, values, choices, [])
+    return _Cells(mesh, values, choices, [], size)
 
 
 def _mesh(vertices: NDArray[np.float64], start: Integers, index: Integers) -> Subdivision:
@@ -261,7 +263,7 @@ def _joined(columns: list[list[_Cells]], lines: list[list[float]]) -> _Cells | N
         for choice in zip(*(tile.choices for tile in tiles), strict=True)
     ]
     mesh.merge(_words(choices, []) if choices else np.zeros(len(mesh), dtype=np.int64))
-    return _Cells(mesh, values, choices, [mesh.parent])
+    return _Cells(mesh, values, choices, [mesh.parent], max(tile.size for tile in tiles))
 
 
 def _on_line(mesh: Subdivision, axis: int, line: float) -> Integers:
@@ -346,7 +348,7 @@ class Regions:
 
     def __init__(self, snapshot: Snapshot, plane: _Plane, box: Box, cells: _Cells) -> None:
         self._snapshot, self._plane = snapshot, plane
-        self._mesh, values, self._choices, self._parents = cells
+        self._mesh, values, self._choices, self._parents, self._inside = cells
         vertices, (self._offsets, index) = self._mesh.vertices, self._mesh.polygons
         used = np.zeros(len(vertices), dtype=bool)
         used[index] = True
@@ -511,9 +513,12 @@ class Regions:
 
     @cached_property
     def affine_map(self) -> Tensor:
-        """``(R,) int64``: polygons with the same number carry the same affine map of (s, t), up to 1e-10 of the largest value."""
+        """``(R,) int64``: polygons with the same number carry the same affine map of (s, t).
+
+        Two maps count as one up to 1e-10 of the largest value, or up to what rounding inside of the model leaves of values that cancel.
+        """
         corners = self._at_corners.movedim(0, 1).flatten(1).numpy()  # (R, 3 m)
-        return torch.from_numpy(_clusters(corners / max(np.abs(corners).max(initial=0), 1e-300), _SAME_MAP))
+        return torch.from_numpy(_clusters(corners, _SAME_MAP * np.abs(corners).max(initial=0) + 1e-13 * self._inside))
 
     @cached_property
     def connected_piece(self) -> Tensor:

@@ -483,6 +483,26 @@ def test_maps_are_the_same_up_to_rounding_and_no_further():
         assert slice_regions(different, ORIGIN, U, V).counts == RegionCounts(2, 2, 2)
 
 
+def test_an_output_that_cancels_but_for_rounding_is_one_map(monkeypatch):
+    weight, bias = torch.randn(12, 2, dtype=D), torch.randn(12, dtype=D)
+
+    def zero(x):
+        h = F.relu(F.linear(x, weight, bias))
+        return 0.1 * h.sum(1) - (0.1 * h.flip(1)).sum(1)
+
+    for most in (2**27, 200):
+        monkeypatch.setattr(regions_module, "_NUMBERS_OF_A_CUT", most)  # whole, and in parts
+        regions = slice_regions(zero, ORIGIN, U, V)
+        assert regions.counts == RegionCounts(len(regions), 1, 1)
+        assert len(regions) > 12
+
+
+def test_maps_that_a_mixture_of_their_numbers_does_not_tell_apart_are_several():
+    mixture = np.random.default_rng(0).uniform(0.5, 1, 2)
+    rows = np.array([[1 / mixture[0], 0], [0, 1 / mixture[1]], [1 / mixture[0], 0]])
+    assert regions_module._clusters(rows, 1e-9).tolist() == [0, 1, 0]
+
+
 @pytest.mark.theorem("prop-three-counts")
 def test_pieces_far_apart_may_carry_one_map():
     hat = linear_net([[1.0, 0.0]] * 3, [0.5, 0.0, -0.5], [1.0, -2.0, 1.0])
