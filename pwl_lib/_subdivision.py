@@ -239,7 +239,7 @@ class _Cut:
         self.merged = np.count_nonzero(first) < len(first)  # whether chords may share ends
         if self.merged:
             edge, a, b, weight, new_edge = edge[first], a[first], b[first], weight[first], new_edge[first]
-        self.on_edges = self.old, a, b, weight
+        self.on_edges = self.old, a, b, weight  # as a wave of `Subdivision`
         self.edge, self.new_edge = edge, new_edge.nonzero()[0]
 
     def open_boundaries(self) -> None:
@@ -304,6 +304,7 @@ class _Cut:
             place = np.concatenate([place, old[which]])
             owner = np.concatenate([owner, every[old[which]]])
             function = np.concatenate([function, more])
+        # At this place of this polygon this function, which has both signs there, is 0.
         self.zeros = place, owner, function
 
     def find_chords(self) -> None:
@@ -369,6 +370,7 @@ class _Cut:
             weight = near / slope
             reach = self.small.take(other) / np.abs(slope)
         right = near * far < 0
+        # A function has opposite signs at the ends of a chord that its own chord crosses; where it has not, it is rounding.
         dirty = line[:0] if np.count_nonzero(right) == len(right) else owner[line[~right]]
         order = _along(line, weight)
         point = np.where(order < points, order, order - points)
@@ -386,6 +388,7 @@ class _Cut:
             leads = np.ones(2 * points, dtype=bool)
             leads[1:] = ~same | (vertex[point[1:]] != vertex[point[:-1]])
             runs = np.bincount(vertex[point[leads]], minlength=made)
+            # Clear is a vertex where every two of its chords cross, and which each of them meets once.
             unclear = (size != number * (number - 1) // 2) | (runs != number)
             dirty = np.concatenate([dirty, owner[x[unclear[vertex]]]])
             line_, point = line_[leads], point[leads]
@@ -609,9 +612,8 @@ class _Cut:
                 else:
                     sides += [2 * made[edge] + 1, side] if side & 1 else [side, 2 * made[edge]]
             z = [float(rows[tail[side]][k]) for side in sides]
-            turn = (
-                next(i for i in range(len(z)) if z[i] < 0 and z[i - 1] == 0) - 1
-            )  # the zero before the negative values
+            # From the zero before the negative values on.
+            turn = next(i for i in range(len(z)) if z[i] < 0 and z[i - 1] == 0) - 1
             sides, z = sides[turn:] + sides[:turn], z[turn:] + z[:turn]
             turn = z.index(0, 1)
             result += [[*sides[:turn], len(tail) + 1], [len(tail), *sides[turn:]]]

@@ -779,6 +779,14 @@ def test_bad_input_is_named(change, error, message):
         slice_regions(**words)
 
 
+def test_directions_that_are_multiples_but_for_rounding_span_no_plane():
+    u = torch.tensor([0.1, 0.7, 0.3], dtype=D)
+    with pytest.raises(ValueError, match="v is a multiple of u"):
+        slice_regions(torch.relu, torch.zeros(3, dtype=D), u, 0.3 * u + 0.4 * u)
+    near = u + torch.tensor([1e-9, 0, 0], dtype=D)
+    assert len(slice_regions(torch.relu, torch.zeros(3, dtype=D), u, near)) > 1
+
+
 def test_bad_points_and_numbers_are_named():
     regions = slice_regions(torch.relu, ORIGIN, U, V)
     with pytest.raises(ValueError, match=r"points must have shape \(P, 2\), got \(2,\)"):
