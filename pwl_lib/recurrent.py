@@ -1,6 +1,6 @@
 r"""Recurrent cells: one step in time as a function, with derived gradients.
 
-The module of the chapter *Depth*, of its part on recurrence. First the matrices: the Jacobian of a step in the state
+The module of the chapter *Depth and time*, of its half on time. First the matrices: the Jacobian of a step in the state
 before it, whose product over the steps is what a gradient goes through, and the product of the forget gates, which is
 what it goes through along the cell; then the functions with their backward passes; then the modules.
 

@@ -5,6 +5,9 @@ A network made of affine maps and of switches is affine on each cell of a finite
 are convex polygons, and all of them can be found: every switch compares functions that are affine on the polygons found so far,
 so each polygon that has vertices on both sides of a comparison is cut in two along it. Nothing is sampled.
 All numbers are float64, whatever the model's dtype.
+
+`_walk` runs the model at the vertices and cuts at its switches, `_subdivision` is the plane that is cut; `_segments`, `_polyhedra`
+and `_region_bounds` hold what else is handed on here.
 """
 
 from __future__ import annotations

@@ -608,7 +608,7 @@ def _all_at_once(
         found += [
             losses.l1_loss(x, t, **words),
             losses.mse_loss(x, t, **words),
-            losses.mse_loss(x, t, weight=t, **words),
+            losses.mse_loss(x, t, weight=t.abs(), **words),  # weights whose sum is near 0 would magnify every rounding
         ]
         found += [losses.cross_entropy(x, target, w, label_smoothing=0.1, **words) for target in (classes, q)]
         found += [losses.cross_entropy(x, classes, **words)]
