@@ -96,7 +96,7 @@ class _AlongDirections(Trace):
     def __init__(self, model: Model, *, with_margins: bool = False, asks: bool = False) -> None:
         super().__init__(model)
         self._earlier: list[list[Tensor]] = []
-        self._with_margins = with_margins
+        self.with_margins = with_margins
         self._asks = asks  # whether a tie is left
 
     def along(self, x: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,7 +121,7 @@ class _AlongDirections(Trace):
     # The margins of a choice are not needed for a gradient, and take as long as the rest.
 
     def two_slopes(self, z: Tensor, below: Tensor | float) -> Tensor:
-        if self._with_margins:
+        if self.with_margins:
             return super().two_slopes(z, below)
         # A product is several times as fast as a choice.
         on = self._quietly(self._is_above, z)
@@ -130,7 +130,7 @@ class _AlongDirections(Trace):
         )
 
     def largest(self, candidates: Tensor, exists: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if self._with_margins:
+        if self.with_margins:
             return super().largest(candidates, exists)
         winner = self._quietly(
             self.choose_winner, candidates, candidates.new_tensor(True) if exists is None else exists
@@ -138,7 +138,7 @@ class _AlongDirections(Trace):
         return candidates.gather(-1, winner[..., None]).squeeze(-1), winner
 
     def largest_at(self, input: Tensor, index: Tensor, exists: Tensor) -> tuple[Tensor, Tensor]:
-        if self._with_margins:
+        if self.with_margins:
             return super().largest_at(input, index, exists)
         winner = self._quietly(self._winner_at, input, index, exists)
         chosen = index.expand(*winner.shape, -1).gather(-1, winner[..., None]).squeeze(-1)

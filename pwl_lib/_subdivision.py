@@ -278,7 +278,7 @@ class _Cut:
         back = side & 1
         new = begin.take(side >> 1)
         if len(number) and number.max() > 1:
-            which, step = _ranges(number)
+            which, step = ranges(number)
             new += back * (number - 1)
             place, back, owner, new = place[which] + step, back[which], owner[which], new[which]
             new += step * (1 - 2 * back)
@@ -290,7 +290,7 @@ class _Cut:
         self.lengths = ends - self.start
         if self.merged:
             times = np.bincount(self.made, minlength=made)
-            which, step = _ranges(times[new])
+            which, step = ranges(times[new])
             function = self.crossing_function[(times.cumsum() - times)[new][which] + step]
             place, owner = place[which], owner[which]
         else:
@@ -342,7 +342,7 @@ class _Cut:
         """The values at the new vertices of the edges; there is room for those within the polygons."""
         r, s, _, _ = self.chords
         # Chords that start after r[x] and before s[x], in the same polygon.
-        x, step = _ranges(r.searchsorted(s) - np.arange(1, len(r) + 1))
+        x, step = ranges(r.searchsorted(s) - np.arange(1, len(r) + 1))
         y = x + step + 1
         cross = s.take(y) > s.take(x)
         if self.merged:
@@ -515,7 +515,7 @@ class _Cut:
         if len(chord):
             line, vertex = self.on_vertices
             low, high = np.searchsorted(line, chord), np.searchsorted(line, chord, side="right")
-            which, step = _ranges(high - low)
+            which, step = ranges(high - low)
             flat[vertex[low[which] + step] * self.functions + other[which]] = 0
         mesh._tail = self.new_tail
         mesh._sides = np.concatenate([self.rest_sides, self.face_sides])
@@ -676,7 +676,7 @@ def _after(start: Integers) -> Integers:
     return following
 
 
-def _ranges(counts: Integers) -> tuple[Integers, Integers]:
+def ranges(counts: Integers) -> tuple[Integers, Integers]:
     """For counts 2, 3: which of them, 0 0 1 1 1, and the place within it, 0 1 0 1 2."""
     ends = counts.cumsum()
     which = np.arange(len(counts)).repeat(counts)

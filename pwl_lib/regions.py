@@ -26,7 +26,7 @@ from torch import Tensor
 from pwl_lib._polyhedra import RegionPolyhedron, polyhedron
 from pwl_lib._region_bounds import montufar_lower_bound, montufar_upper_bound, serra_upper_bound, zaslavsky_bound
 from pwl_lib._segments import Segments, integrate_along, segments
-from pwl_lib._subdivision import Subdivision, components
+from pwl_lib._subdivision import Subdivision, components, ranges
 from pwl_lib._trace import Model, Switch, untouched
 from pwl_lib._validation import check_finite_number, check_floating
 from pwl_lib._walk import Choice, DoubleTrace, Snapshot, TooLarge, Walk
@@ -592,7 +592,7 @@ class _Locator:
         least = self._cell(np.minimum.reduceat(corners, start[:-1], axis=0))
         most = self._cell(np.maximum.reduceat(corners, start[:-1], axis=0))
         wide, tall = (most - least + 1).T
-        polygon, place = _ranges(wide * tall)
+        polygon, place = ranges(wide * tall)
         cell = (least[polygon, 1] + place // wide[polygon]) * self.side + least[polygon, 0] + place % wide[polygon]
         order = np.argsort(cell, kind="stable")
         self.polygon = polygon[order]
@@ -615,9 +615,9 @@ class _Locator:
             return np.zeros(0, dtype=np.int64)
         across, up = self._cell(points).T
         first = self.bounds[up * self.side + across]
-        point, place = _ranges(self.bounds[up * self.side + across + 1] - first)
+        point, place = ranges(self.bounds[up * self.side + across + 1] - first)
         polygon = self.polygon[first[point] + place]
-        pair, corner = _ranges(self.start[polygon + 1] - self.start[polygon])
+        pair, corner = ranges(self.start[polygon + 1] - self.start[polygon])
         here = self.start[polygon[pair]] + corner
         last = here + 1 == self.start[polygon[pair] + 1]
         a = self.vertices[self.index[here]]
@@ -632,12 +632,6 @@ class _Locator:
         order = np.lexsort((polygon, -depth, point))
         of = point[order]
         return polygon[order][np.concatenate([[True], of[1:] != of[:-1]])]
-
-
-def _ranges(counts: Integers) -> tuple[Integers, Integers]:
-    """For counts 2, 3: which of them, 0 0 1 1 1, and the place within it, 0 1 0 1 2."""
-    which = np.repeat(np.arange(len(counts)), counts)
-    return which, np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
 def _clusters(rows: NDArray[np.float64], tol: float) -> Integers:
