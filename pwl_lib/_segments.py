@@ -18,7 +18,7 @@ from torch import Tensor
 from pwl_lib._trace import Model, Switch, per_sample, untouched
 from pwl_lib._validation import check_count, check_floating
 from pwl_lib._walk import DoubleTrace, Snapshot
-from pwl_lib.piecewise_linear import AffinePiece, _jacobian, _refuse_offenders
+from pwl_lib.piecewise_linear import AffinePiece, _flat, _jacobian, _refuse_offenders
 
 __all__ = ["Segments", "integrate_along", "segments"]
 
@@ -67,9 +67,9 @@ class Segments:
         with untouched(self._snapshot.model, x), self._snapshot.in_its_modes():
             trace = DoubleTrace(self._snapshot)
             with torch.enable_grad():
-                A = _jacobian(_rows_of(trace.run(x)), x, trace.eps)
+                A = _jacobian(_flat(trace.run(x)), x, trace.eps)
             with torch.no_grad():
-                return AffinePiece(A, _rows_of(trace.replay(torch.zeros_like(x))))
+                return AffinePiece(A, _flat(trace.replay(torch.zeros_like(x))))
 
     @cached_property
     def _pieces(self) -> AffinePiece:
@@ -188,10 +188,10 @@ class _Probe:
             -1, *[1] * self.start.dim()
         )  # the farther end: the map is known well between two far points
         trace = DoubleTrace(self.snapshot)
-        here = _rows_of(trace.run(_on_line(self.start, self.end, t)))
+        here = _flat(trace.run(_on_line(self.start, self.end, t)))
         _refuse_offenders(trace)
         switches = trace.switches
-        there = _rows_of(trace.replay(torch.where(at_end, self.end, self.start)))
+        there = _flat(trace.replay(torch.where(at_end, self.end, self.start)))
         if not bool(torch.isfinite(here).all() and torch.isfinite(there).all()):
             raise ValueError("model must give finite numbers on the line, got NaN or an infinity")
         step = at_end.reshape(-1).to(t) - t
@@ -293,7 +293,7 @@ def _verify(line: Segments) -> None:
     """The maps must reproduce the model at some places, run in another batch than before."""
     t = (torch.arange(32, dtype=line.t.dtype) + 0.618) / 32
     trace = DoubleTrace(line._snapshot)
-    value, expected = _rows_of(trace.run(line.input(t))).cpu(), line(t)
+    value, expected = _flat(trace.run(line.input(t))).cpu(), line(t)
     scale = value.abs() + line.slope.abs().amax(0) + line.offset.abs().amax(0)
     error = (value - expected).abs()
     if not bool((error <= 1e-6 * (scale + line._inside)).all()):
@@ -305,11 +305,6 @@ def _verify(line: Segments) -> None:
 
 def _on_line(start: Tensor, end: Tensor, t: Tensor) -> Tensor:
     return torch.lerp(start, end, t.reshape(*t.shape, *[1] * start.dim()))
-
-
-def _rows_of(y: Tensor) -> Tensor:
-    """``(B, *shape)`` as ``(B, m)``."""
-    return y.reshape(y.shape[0], math.prod(y.shape[1:]))
 
 
 def _check_ends(start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
@@ -407,7 +402,7 @@ def _integrated_gradients(line: Segments, output: int) -> Tensor:
     with untouched(line._snapshot.model, line.start), torch.enable_grad():
         for rows in _chunks(len(line), line._pattern.shape[1] + line.start.numel()):
             x = line.midpoints[rows].requires_grad_()
-            y = _rows_of(DoubleTrace(line._snapshot).run(x))[:, output]
+            y = _flat(DoubleTrace(line._snapshot).run(x))[:, output]
             if y.requires_grad:
                 (gradient,) = torch.autograd.grad(y @ length[rows], x, allow_unused=True, materialize_grads=True)
                 total += gradient.sum(0)

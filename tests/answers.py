@@ -28,6 +28,16 @@ def assert_all_tried(exercises: ModuleType, mistakes: Sequence[tuple[str, Any, s
             assert any(re.search(said, sentence) for said in tried), sentence
 
 
+def assert_blank_is_told(exercise: check.Exercise) -> None:
+    """A student who has not begun is told so."""
+
+    def blank(*arguments: Any) -> Any:
+        raise NotImplementedError
+
+    with pytest.raises(check.WrongAnswer, match="still blank"):
+        exercise(blank)
+
+
 def assert_hidden(exercise: check.Exercise, wrong: Any, codes: Sequence[str]) -> None:
     """Neither the hints nor the report of a wrong answer hold code of a solution."""
     with pytest.raises(check.WrongAnswer) as failure:
